@@ -1,0 +1,1 @@
+"""Devices, dtypes, seeds, the console: what every floor may use."""

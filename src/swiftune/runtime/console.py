@@ -1,0 +1,43 @@
+"""What the program says while it works: one place, so that it can be made quiet or sent to a file.
+
+Data (an answer, a table asked for) goes to stdout; everything said on the way (notices, progress) to stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@functools.cache
+def err() -> Console:
+    """The console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+_said: set[str] = set()
+
+
+def notice(text: str) -> None:
+    """Says a thing worth knowing, once per process, on one line of stderr."""
+    if text not in _said:
+        _said.add(text)
+        err().print(f"[cyan]note[/] {_escape(text)}")
+
+
+def warn(text: str) -> None:
+    """Says a thing that may be a mistake, once per process, on one line of stderr."""
+    if text not in _said:
+        _said.add(text)
+        err().print(f"[yellow]warning[/] {_escape(text)}")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
