@@ -2,7 +2,7 @@
 
     sources -> RawRow -> formats -> Sample -> render -> Row -> plan -> MicroBatch -> step
 
-Shape legend: T tokens of a packed micro-batch, N rows (or sequences) in it.
+Shape legend: T tokens of a row, or of a packed micro-batch.
 """
 
 from __future__ import annotations
@@ -103,7 +103,6 @@ class MicroBatch:
     """Shifted: ``labels_1T[0, t]`` is the token that position t predicts, or ``IGNORE``."""
     position_ids_1T: torch.Tensor
     """Counted from 0 in every sequence."""
-    cu_seqlens_N1: torch.Tensor
-    """int32, where each sequence starts, and T at the end (flash attention's ``cu_seqlens``)."""
-    max_seqlen: int
+    cu_seqlens: list[int]
+    """Where each sequence starts, and T at the end (flash attention's ``cu_seqlens``)."""
     rows: int

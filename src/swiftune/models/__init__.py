@@ -1,0 +1,1 @@
+"""Models and tokenizers: folders in, Transformers objects out."""

@@ -1,0 +1,93 @@
+"""Attention over packed rows: each sequence attends to itself only, and the work grows by the sum of squares.
+
+Registered with Transformers' attention interface, so it serves every model that uses that interface. Transformers
+builds no mask for an implementation that it has no mask function for, so a T x T mask never exists.
+
+Shapes: B batch (always 1 here), H query heads, K key/value heads, T tokens of all sequences, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+PACKED = "swiftune_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seqlens: list[int] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sequence of a packed micro-batch.
+
+    Args:
+        cu_seqlens: where each sequence starts, and T at the end.
+        sliding_window: tokens that a query may look back, itself included.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2, arXiv:2408.00118, section 2).
+
+    Returns:
+        The output as Transformers expects it, ``(B, T, H, D)``, and no weights.
+    """
+    if s_aux is not None:
+        raise NotImplementedError(f"{type(module).__name__} uses attention sinks, which packed training does not know")
+    assert attention_mask is None
+    bounds = cu_seqlens or [0, query_BHTD.shape[2]]
+    outputs = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        q, k, v = (x[:, :, start:end] for x in (query_BHTD, key_BKTD, value_BKTD))
+        windowed = sliding_window is not None and sliding_window < end - start
+        if softcap is not None:
+            outputs.append(_softcapped(q, k, v, scaling, softcap, sliding_window, dropout))
+        else:
+            mask = _window_mask(end - start, sliding_window, q.device) if windowed else None
+            outputs.append(
+                scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+                )
+            )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """True where a query (row) may look at a key (column)."""
+    offset = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    mask = offset >= 0
+    return mask if window is None else mask & (offset < window)
+
+
+def _softcapped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    softcap: float,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)
+    scores = scores.float().masked_fill(~_window_mask(q.shape[2], window, q.device), float("-inf"))
+    weights = torch.nn.functional.dropout(scores.softmax(dim=-1), dropout).to(v.dtype)
+    return weights @ v
+
+
+def register() -> None:
+    """Makes ``attn_implementation="swiftune_packed"`` known to Transformers. May be called again."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)

@@ -1,0 +1,130 @@
+"""A model folder in, a Transformers model out; every way in which a folder can be wrong is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftune.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    attn_impl: str | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads a causal language model.
+
+    Args:
+        path: a Hugging Face folder with safetensors weights, or with one GGUF file.
+        dtype: of the weights in memory.
+        attn_impl: a Transformers attention implementation; ``None`` takes PyTorch's own (``sdpa``).
+
+    Raises:
+        ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_folder(path)
+    kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    gguf = sorted(path.glob("*.gguf"))
+    if gguf and not list(path.glob("*.safetensors")):
+        from transformers import GgufConfig
+
+        kwargs |= {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        kwargs |= {"use_safetensors": True}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, attn_implementation=attn_impl or "sdpa", output_loading_info=True, **kwargs
+        )
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise ModelError(f"The model in {path} cannot be loaded: {first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The weights in {path} lack {len(missing)} tensors of the architecture in config.json, "
+            f"{missing[0]} among them.",
+            "Fetch the model again, or check that config.json belongs to these weights.",
+        )
+    return model.to(device)  # type: ignore[no-any-return]
+
+
+def check_folder(path: Path) -> None:
+    """Raises ModelError unless ``path`` looks like a whole model folder. Reads headers only."""
+    if not path.is_dir():
+        raise ModelError(f"{path} is not a folder.", "A model is a folder with config.json and safetensors weights.")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise ModelError(f"{path} holds an adapter, not a model.", f"Use --adapters {path}.")
+    if list(path.glob("*.gguf")):
+        return
+    if not (path / "config.json").exists():
+        raise ModelError(f"{path} has no config.json.", "A model is a folder with config.json and safetensors weights.")
+    read_config(path)
+    shards = _shards(path)
+    if not shards:
+        pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+        found = f" It has {pickles[0]}, a pickle, which is not read." if pickles else ""
+        raise ModelError(f"{path} has no weights (*.safetensors or *.gguf).{found}")
+    for shard in shards:
+        _check_safetensors(shard)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {first_line(error)}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
+    return config
+
+
+def _shards(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, OSError, AttributeError) as error:
+        raise ModelError(f"{index} cannot be read: {first_line(error)}") from error
+    absent = [name for name in names if not (path / name).exists()]
+    if absent:
+        raise ModelError(f"{path} lacks {absent[0]}, which {index.name} names.", "Fetch the model again.")
+    return [path / name for name in names]
+
+
+def _check_safetensors(file: Path) -> None:
+    """A safetensors file is 8 bytes of header length, the header, and the tensors; the header says where they end."""
+    size = file.stat().st_size
+    broken = ModelError(f"{file} is truncated or no safetensors file ({size:,} bytes).", "Fetch the model again.")
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise broken
+        (length,) = struct.unpack("<Q", start)
+        if 8 + length > size:
+            raise broken
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise broken from error
+    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    if 8 + length + end != size:
+        raise broken
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,9 @@
+"""What is trained: adapters (PEFT's) or chosen weights of the model itself."""
+
+from __future__ import annotations
+
+from swiftune.tuners.adapter import load_adapter
+from swiftune.tuners.full import choose_parameters
+from swiftune.tuners.lora import attach_lora
+
+__all__ = ["attach_lora", "choose_parameters", "load_adapter"]

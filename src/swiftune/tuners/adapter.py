@@ -1,0 +1,81 @@
+"""Adapter folders in PEFT's format: finding them, checking them, putting them onto their base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftune.errors import AdapterError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of a whole adapter folder.
+
+    Raises:
+        AdapterError: the folder is missing, is a model, or is not whole.
+    """
+    if not path.is_dir():
+        raise AdapterError(f"--adapters {path}: there is no such folder.", "It is a checkpoint-... folder of a run.")
+    if not (path / CONFIG).exists():
+        if (path / "config.json").exists():
+            raise AdapterError(f"--adapters {path} is a whole model, not an adapter.", f"Use --model {path}.")
+        raise AdapterError(f"--adapters {path} has no {CONFIG}.", "It is a checkpoint-... folder of a run.")
+    if not (path / WEIGHTS).exists():
+        raise AdapterError(f"--adapters {path} has no {WEIGHTS}.", "The folder is not whole; take another checkpoint.")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path / CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise AdapterError(f"{path / CONFIG} names no peft_type.", "It is not a PEFT adapter.")
+    return config
+
+
+def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False) -> PeftModel:
+    """Puts the adapter in ``path`` onto ``model``.
+
+    Raises:
+        AdapterError: the folder is no adapter, or one that was made for another base.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
+
+    read_config(path)
+    try:
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
+        ) from error
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise AdapterError(f"The adapter in {path} does not fit this base model: {_reason(error)}") from error
+    _check_fit(wrapped, shapes, path)
+    return wrapped
+
+
+def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """PEFT skips tensors that the base has no place for, and leaves untouched those it lacks; neither goes unsaid."""
+    from peft import get_peft_model_state_dict
+
+    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(wrapped).items()}
+    odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
+    if odd:
+        raise AdapterError(
+            f"The adapter in {path} was made for another base model: {odd[0]} fits nothing here.",
+            "Name the base it was trained on with --model.",
+        )
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(error).__name__)
