@@ -1,0 +1,25 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random Qwen2 with Qwen2.5's chat template. Read only: copy it before changing it."""
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "Tiny-Qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small random Llama (grouped heads) with Llama 3's chat template. Read only."""
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "Tiny-Llama", family="llama")
