@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,9 @@ def make_tokenizer(family: str = "qwen2", template: str | None = None) -> Any:
 def save_tokenizer(path: Path, family: str = "qwen2", template: str | None = None) -> Path:
     """Writes the tokenizer's files into ``path`` and returns it."""
     make_tokenizer(family, template).save_pretrained(path)
+    if family == "qwen2":  # as published: a tokenizer class of its own, which Transformers rebuilds from the files
+        config = path / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}, indent=2))
     return path
 
 
@@ -217,5 +221,4 @@ def make_model(
         eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
     )
     model.to(getattr(torch, dtype)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_tokenizer(path, family, template)
