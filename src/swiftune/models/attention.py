@@ -8,6 +8,7 @@ Shapes: B batch (always 1 here), H query heads, K key/value heads, T tokens of a
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def packed_attention(
     assert attention_mask is None
     bounds = cu_seqlens or [0, query_BHTD.shape[2]]
     outputs = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         q, k, v = (x[:, :, start:end] for x in (query_BHTD, key_BKTD, value_BKTD))
         windowed = sliding_window is not None and sliding_window < end - start
         if softcap is not None:

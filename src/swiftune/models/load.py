@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+BAR_FROM = 2**31
+"""Bytes of weights from which loading shows a progress bar."""
+
+
 def load_model(
     path: Path,
     *,
@@ -33,8 +37,11 @@ def load_model(
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     check_folder(path)
+    if sum(file.stat().st_size for file in path.glob("*.safetensors")) < BAR_FROM:
+        logging.disable_progress_bar()
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     gguf = sorted(path.glob("*.gguf"))
     if gguf and not list(path.glob("*.safetensors")):

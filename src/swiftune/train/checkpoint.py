@@ -1,0 +1,245 @@
+"""Checkpoints: a folder that serves (adapter or whole model), plus all that training needs to go on from it.
+
+    checkpoint-50/
+      adapter_config.json, adapter_model.safetensors    LoRA: PEFT's own format
+      config.json, model.safetensors, tokenizer ...     full tuning: a complete model folder
+      args.json                                         the run's resolved arguments
+      trainer_state.json                                step, best metric, totals; written last
+      optimizer.safetensors, random_<process>.safetensors, weights.safetensors (full tuning in float32)
+
+A checkpoint is written under another name and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from swiftune.errors import CheckpointError, OutputError
+from swiftune.train.tree_file import load_tree, save_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STATE = "trainer_state.json"
+BEST = "checkpoint-best"
+
+
+@dataclass
+class TrainerState:
+    """Where a run is. All that the loop keeps from step to step besides tensors."""
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0
+    """Evaluations in a row that were no better than the best."""
+    tokens: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
+    elapsed: float = 0.0
+    """Seconds of training so far, those before a resume included."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last evaluation's."""
+
+
+def name(step: int) -> str:
+    """The folder's name."""
+    return f"checkpoint-{step}"
+
+
+def save(
+    run: Path,
+    state: TrainerState,
+    *,
+    model: torch.nn.Module,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: dict[str, Any] | None,
+    weights_only: bool = False,
+) -> Path:
+    """Writes ``checkpoint-<step>`` into the run's folder; called by the main process.
+
+    Args:
+        dtype: in which a fully tuned model's weights are saved.
+        weights_only: leave out what only training needs.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    final = run / name(state.step)
+    partial = run / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _save_model(model, dtype, tokenizer, partial)
+        shutil.copy(run / "args.json", partial / "args.json")
+        if not weights_only:
+            save_tree(
+                {"optimizer": optimizer.state_dict(), "schedule": _plain(schedule.state_dict()), "scaler": scaler},
+                partial / "optimizer.safetensors",
+            )
+            if not _is_adapter(model) and dtype != torch.float32:
+                trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+                save_tree(trained, partial / "weights.safetensors")
+        (partial / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        raise OutputError(f"The checkpoint {final} could not be written: {error.strerror or error}.") from error
+    return final
+
+
+def save_random_state(folder: Path, process: int) -> None:
+    """Writes this process's random states into its checkpoint."""
+    save_tree(_random_state(), folder / f"random_{process}.safetensors")
+
+
+def load(
+    folder: Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: Any,
+    process: int,
+) -> TrainerState:
+    """Puts everything back as it was when ``folder`` was written; adapters and models are loaded by their rooms."""
+    raw = read_state(folder)
+    try:
+        saved = load_tree(folder / "optimizer.safetensors")
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        if scaler is not None and saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
+        if (folder / "weights.safetensors").exists():
+            model.load_state_dict(load_tree(folder / "weights.safetensors"), strict=False)
+        file = folder / f"random_{process}.safetensors"
+        if file.exists():
+            _set_random_state(load_tree(file))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} cannot be resumed from: {error}", "Take an earlier checkpoint.") from error
+    known = {f.name for f in fields(TrainerState)}
+    return TrainerState(**{k: v for k, v in raw.items() if k in known})
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """``trainer_state.json``, after a look at whether the folder is whole.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it lacks what training needs to go on.
+    """
+    flag = f"--resume_from_checkpoint {folder}"
+    if not folder.is_dir():
+        raise CheckpointError(f"{flag}: there is no such folder.", "Name a checkpoint-... folder of a run, or `true`.")
+    for needed in (STATE, "args.json", "optimizer.safetensors"):
+        if not (folder / needed).exists():
+            raise CheckpointError(
+                f"{flag}: the checkpoint is incomplete, it has no {needed}.",
+                "Take an earlier checkpoint of the run (one saved with --save_only_model cannot be resumed from).",
+            )
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state["step"] + 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{flag}: {STATE} is damaged ({error}).", "Take an earlier checkpoint.") from error
+    return state  # type: ignore[no-any-return]
+
+
+def listing(run: Path) -> list[tuple[int, Path]]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    return sorted((step, path) for step, path in found if (path / STATE).exists())
+
+
+def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
+    """Deletes the oldest checkpoints beyond ``limit``; the best and the last stay."""
+    if not limit:
+        return
+    saved = listing(run)
+    last = saved[-1][0] if saved else None
+    spare = [(step, path) for step, path in saved if step not in (best_step, last)]
+    for _, path in spare[: max(0, len(saved) - limit)]:
+        shutil.rmtree(path)
+
+
+def point_best(run: Path, step: int) -> None:
+    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, in one move."""
+    link = run / f".{BEST}.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name(step), target_is_directory=True)
+    os.replace(link, run / BEST)
+
+
+def newest(output_dir: Path) -> Path:
+    """The newest whole checkpoint of the newest run that has one (``--resume_from_checkpoint true``).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    runs = [output_dir, *output_dir.glob("v*-*")] if output_dir.is_dir() else []
+    saved = [path for run in runs for _, path in listing(run)]
+    if not saved:
+        raise CheckpointError(
+            f"--resume_from_checkpoint true: {output_dir} has no whole checkpoint.",
+            "Name one: --resume_from_checkpoint DIR.",
+        )
+    return max(saved, key=lambda path: (path / STATE).stat().st_mtime_ns)
+
+
+def _is_adapter(model: torch.nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def _save_model(model: Any, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if _is_adapter(model):
+        model.save_pretrained(folder)
+        return
+    weights = {key: value.to(dtype) for key, value in model.state_dict().items()}
+    before = model.config.dtype
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=weights)
+    model.config.dtype = before
+    tokenizer.save_pretrained(folder)
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's state without its functions, which are made anew from the arguments."""
+    return {k: v for k, v in state.items() if k != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(state.get("lr_lambdas", []))
+    }
+
+
+def _random_state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    legacy = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [legacy[0], torch.from_numpy(np.asarray(legacy[1]).astype(np.int64)), *legacy[2:]],  # type: ignore[index]
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,108 @@
+"""Which rows an optimizer step gets: the order of an epoch, and the place in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from swiftune.types import Row
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one step: their lengths at once, the rows themselves when they are needed."""
+
+    lengths: list[int]
+    read: Callable[[int], Row]
+
+
+class RowStore(Protocol):
+    """Tokenized rows with random access."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class Feed(Protocol):
+    """Rows, step by step."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after ``step`` steps."""
+        ...
+
+    def take(self, step: int) -> StepRows:
+        """The rows of step number ``step`` (from 0). A streaming feed only goes forward."""
+        ...
+
+
+class EpochFeed:
+    """Every row once an epoch, each epoch in an order of its own.
+
+    Args:
+        rows_per_step: batch size x accumulation x processes. The last step of an epoch has what is left.
+        epochs: may be a fraction; ignored where ``max_steps`` is positive.
+        shuffle: ``False`` keeps the order of the data set.
+        seed: with the number of the epoch, it fixes the order.
+    """
+
+    def __init__(
+        self, store: RowStore, rows_per_step: int, *, epochs: float, max_steps: int = -1, shuffle: bool, seed: int
+    ) -> None:
+        self.store, self.rows_per_step, self.shuffle, self.seed = store, rows_per_step, shuffle, seed
+        self.steps_per_epoch = math.ceil(len(store) / rows_per_step)
+        self.steps = max_steps if max_steps > 0 else max(1, math.ceil(self.steps_per_epoch * epochs))
+        self._order: tuple[int, Sequence[int]] = (-1, [])
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after ``step`` steps."""
+        whole, part = divmod(step, self.steps_per_epoch)
+        return whole + min(1.0, part * self.rows_per_step / len(self.store))
+
+    def take(self, step: int) -> StepRows:
+        """The rows of step number ``step``."""
+        epoch, part = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self._epoch_order(epoch))
+        chosen = self._order[1][part * self.rows_per_step : (part + 1) * self.rows_per_step]
+        return StepRows([int(self.store.lengths[i]) for i in chosen], lambda k: self.store[int(chosen[k])])
+
+    def _epoch_order(self, epoch: int) -> Sequence[int]:
+        if not self.shuffle:
+            return range(len(self.store))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.store))  # type: ignore[return-value]
+
+
+class StreamFeed:
+    """Rows as a stream brings them, ``max_steps`` steps of them.
+
+    Args:
+        rows: an endless iterator (over and over the data); where it ends all the same, so does training.
+    """
+
+    def __init__(self, rows: Iterator[Row], rows_per_step: int, *, max_steps: int) -> None:
+        self.rows, self.rows_per_step, self.steps = rows, rows_per_step, max_steps
+        self._next = 0
+
+    def epoch(self, step: int) -> float:
+        """The length of an epoch is not known; the share of the run that is done."""
+        return step / self.steps
+
+    def take(self, step: int) -> StepRows:
+        """The rows of step number ``step``; what lies before it and was not taken is skipped."""
+        while self._next < step:
+            self._read()
+        rows = self._read()
+        return StepRows([len(row.ids_T) for row in rows], rows.__getitem__)
+
+    def _read(self) -> list[Row]:
+        self._next += 1
+        return [row for row, _ in zip(self.rows, range(self.rows_per_step), strict=False)]

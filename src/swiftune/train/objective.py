@@ -1,0 +1,84 @@
+"""What is minimised: from a micro-batch to sums that the loop divides once per step.
+
+Shapes: T tokens of the micro-batch, S of them supervised, D hidden size.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from swiftune.losses.cross_entropy import linear_cross_entropy
+from swiftune.models import attention, head
+from swiftune.types import IGNORE, MicroBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Sums(NamedTuple):
+    """Sums over the supervised tokens of a micro-batch, 0-dimensional tensors."""
+
+    loss: torch.Tensor
+    """float32, with a gradient."""
+    correct: torch.Tensor
+    """int64: how many labels are the model's most likely token."""
+
+
+class SupervisedObjective(torch.nn.Module):
+    """Next-token cross-entropy on packed rows.
+
+    Args:
+        model: a causal language model, or PEFT's wrapper of one. Its attention is switched to the packed one, unless
+            it is a flash attention, which knows packed rows itself.
+        neftune_alpha: noise on the embeddings while training, uniform in ±alpha/√(LD) for a sequence of L tokens
+            (NEFTune, arXiv:2310.05914, algorithm 1); 0 for none.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, neftune_alpha: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.neftune_alpha = neftune_alpha
+        self.causal_lm: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.body, self.head = head.split(self.causal_lm)
+        self.flash = str(self.causal_lm.config._attn_implementation).startswith("flash_attention")
+        self.use_packed_attention()
+
+    def use_packed_attention(self) -> None:
+        """Turns the model to packed rows (again, after it has generated text)."""
+        if not self.flash:
+            attention.register()
+            self.causal_lm.set_attn_implementation(attention.PACKED)
+
+    def forward(self, batch: MicroBatch) -> Sums:
+        """The sums of one micro-batch."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_1T}
+        if self.training and self.neftune_alpha:
+            embedded_1TD = self.causal_lm.get_input_embeddings()(batch.input_ids_1T)
+            inputs = {"inputs_embeds": embedded_1TD + self._noise(batch, embedded_1TD)}
+        hidden_TD = self.body(
+            **inputs,
+            position_ids=batch.position_ids_1T,
+            use_cache=False,
+            **self._bounds(batch),
+        ).last_hidden_state[0]
+        supervised_T = batch.labels_1T[0] != IGNORE
+        return Sums(
+            *linear_cross_entropy(
+                hidden_TD[supervised_T], batch.labels_1T[0][supervised_T], self.head, self.head.trainable()
+            )
+        )
+
+    def _bounds(self, batch: MicroBatch) -> dict[str, Any]:
+        if not self.flash:
+            return {"cu_seqlens": batch.cu_seqlens}
+        bounds = torch.tensor(batch.cu_seqlens, dtype=torch.int32, device=batch.input_ids_1T.device)
+        longest = max(b - a for a, b in pairwise(batch.cu_seqlens))
+        return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+    def _noise(self, batch: MicroBatch, like_1TD: torch.Tensor) -> torch.Tensor:
+        lengths = torch.tensor(batch.cu_seqlens, device=like_1TD.device).diff()
+        size_T = (lengths * like_1TD.shape[-1]).to(torch.float32).rsqrt().repeat_interleave(lengths)
+        return torch.empty_like(like_1TD).uniform_(-1, 1) * (self.neftune_alpha * size_T[None, :, None]).to(like_1TD)

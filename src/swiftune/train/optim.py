@@ -1,0 +1,96 @@
+"""Optimizer and learning-rate schedule from the arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from swiftune.config import TrainArguments, TunerArguments
+from swiftune.errors import UsageError
+
+
+class OptimizerConfig(TrainArguments, TunerArguments):
+    """The arguments that this module reads."""
+
+
+def build_optimizer(model: torch.nn.Module, args: Any) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters.
+
+    Matrices decay, vectors (biases, norms) do not. LoRA+ gives every ``lora_B`` ``lorap_lr_ratio`` times the learning
+    rate (arXiv:2402.12354, section 4). GaLore projects the gradients of the matrices it targets to ``galore_rank``
+    (arXiv:2403.03507, algorithm 1).
+    """
+    groups = _groups(model, args)
+    betas, eps = (args.adam_beta1, args.adam_beta2), args.adam_epsilon
+    if args.use_galore:
+        from pytorch_optimizer import GaLore
+
+        return GaLore(groups, lr=args.learning_rate, betas=betas, eps=eps)  # type: ignore[no-any-return]
+    if args.optim == "sgd":
+        return torch.optim.SGD(groups, lr=args.learning_rate)
+    if args.optim == "adafactor":
+        return torch.optim.Adafactor(groups, lr=args.learning_rate)
+    fused = args.optim == "adamw_torch_fused"
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+def _groups(model: torch.nn.Module, args: Any) -> list[dict[str, Any]]:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    galore = _galore_names(model, args) if args.use_galore else set()
+    ratio = args.lorap_lr_ratio or 1.0
+    groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in named:
+        key = (parameter.ndim >= 2, "lora_B" in name and ratio != 1.0, name in galore)
+        groups.setdefault(key, []).append(parameter)
+    result = []
+    for (decays, faster, projected), parameters in groups.items():
+        group: dict[str, Any] = {"params": parameters, "weight_decay": args.weight_decay if decays else 0.0}
+        if faster:
+            group["lr"] = args.learning_rate * ratio
+        if projected:
+            group |= {
+                "rank": args.galore_rank,
+                "update_proj_gap": args.galore_update_proj_gap,
+                "scale": args.galore_scale,
+                "projection_type": args.galore_proj_type,
+            }
+        result.append(group)
+    return result
+
+
+def _galore_names(model: torch.nn.Module, args: Any) -> set[str]:
+    """Trainable weights of linear layers whose name contains one of ``galore_target_modules`` (default: all)."""
+    wanted: Iterable[str] = args.galore_target_modules or [""]
+    names = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.weight.requires_grad
+        and not name.endswith("lm_head")
+        and any(part in name for part in wanted)
+    }
+    if not names:
+        raise UsageError(f"--galore_target_modules {args.galore_target_modules} name no trained linear layer.")
+    return names
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, args: Any, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning-rate schedule over ``steps`` optimizer steps, with its warm-up.
+
+    ``warmup_steps`` wins over ``warmup_ratio``, which is rounded up as in Transformers.
+    """
+    from transformers import get_scheduler
+
+    warmup = args.warmup_steps or math.ceil(steps * args.warmup_ratio)
+    try:
+        return get_scheduler(  # type: ignore[no-any-return]
+            args.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs or {}
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--lr_scheduler_type {args.lr_scheduler_type} does not take --lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {error}"
+        ) from error

@@ -1,0 +1,41 @@
+"""Pictures of a run's log: ``images/*.png``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swiftune.train.run_log import read
+
+CURVES = {
+    "loss": ("loss", "eval_loss"),
+    "acc": ("acc", "eval_acc"),
+    "learning_rate": ("learning_rate",),
+    "grad_norm": ("grad_norm",),
+}
+
+
+def draw(run: Path) -> None:
+    """Draws what ``logging.jsonl`` holds, one picture a quantity, training and evaluation in the same one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read(run)
+    (run / "images").mkdir(exist_ok=True)
+    for name, keys in CURVES.items():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for key in keys:
+            points = [(_step(r), r[key]) for r in records if key in r and "train_runtime" not in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=key)
+        if axes.lines:
+            axes.set_xlabel("optimizer step")
+            axes.grid(alpha=0.3)
+            axes.legend()
+            figure.savefig(run / "images" / f"{name}.png", dpi=100)
+
+
+def _step(record: dict[str, Any]) -> int:
+    return int(record["global_step/max_steps"].split("/")[0])

@@ -1,0 +1,115 @@
+"""Packed rows against Transformers' own forward, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from swiftune.models.load import load_model
+from swiftune.train.objective import SupervisedObjective
+from swiftune.train.pack import pack
+from swiftune.train.plan import plan_step
+from swiftune.types import IGNORE, Row
+from tests.train.rows import plain_gradient, plain_loss, random_rows, relative_difference
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["tiny_qwen2", "tiny_llama"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
+def test_a_packed_rows_logits_are_its_logits_alone(folder: Path) -> None:
+    rows = random_rows(1, 6)
+    plain = load_model(folder, dtype=torch.float32).eval()
+    alone = [plain(input_ids=torch.tensor(r.ids_T.astype(np.int64))[None]).logits[0] for r in rows]
+    objective = SupervisedObjective(load_model(folder, dtype=torch.float32)).eval()
+    batch = pack(rows, CPU)
+    hidden = objective.body(
+        input_ids=batch.input_ids_1T, position_ids=batch.position_ids_1T, cu_seqlens=batch.cu_seqlens, use_cache=False
+    ).last_hidden_state[0]
+    torch.testing.assert_close(objective.head(hidden), torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_the_sequences_of_one_row_do_not_see_each_other(folder: Path) -> None:
+    first, second = random_rows(2, 2)
+    joined = Row(
+        np.concatenate([first.ids_T, second.ids_T]),
+        np.concatenate([first.labels_T, second.labels_T]),
+        (len(first.ids_T), len(second.ids_T)),
+    )
+    objective = SupervisedObjective(load_model(folder, dtype=torch.float32)).eval()
+    torch.testing.assert_close(objective(pack([joined], CPU)).loss, objective(pack([first, second], CPU)).loss)
+    assert joined.supervised == first.supervised + second.supervised
+
+
+def gradient(model: torch.nn.Module, rows: list[Row], budget: int) -> dict[str, torch.Tensor]:
+    objective = SupervisedObjective(model)
+    model.zero_grad()
+    total = sum(row.supervised for row in rows)
+    for positions in plan_step([len(r.ids_T) for r in rows], budget=budget)[0]:
+        (objective(pack([rows[i] for i in positions], CPU)).loss / total).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_the_gradient_does_not_depend_on_the_layout(folder: Path, budget: int) -> None:
+    rows = random_rows(3, 16)
+    expected = plain_gradient(load_model(folder, dtype=torch.float32), rows)
+    actual = gradient(load_model(folder, dtype=torch.float32), rows, budget)
+    assert relative_difference(actual, expected) < 1e-6
+
+
+def test_sums_are_what_they_say(folder: Path) -> None:
+    rows = random_rows(4, 5)
+    plain = load_model(folder, dtype=torch.float32).eval()
+    objective = SupervisedObjective(load_model(folder, dtype=torch.float32)).eval()
+    with torch.no_grad():
+        sums = objective(pack(rows, CPU))
+        expected = sum(plain_loss(plain, row)[0] for row in rows)
+        correct = 0
+        for row in rows:
+            predicted = plain(input_ids=torch.tensor(row.ids_T.astype(np.int64))[None]).logits[0, :-1].argmax(-1)
+            correct += int((predicted.numpy() == row.labels_T[1:]).sum())
+    torch.testing.assert_close(sums.loss, expected)
+    assert int(sums.correct) == correct
+
+
+def test_a_process_without_rows_takes_part_with_a_zero_gradient(tiny_qwen2: Path) -> None:
+    objective = SupervisedObjective(load_model(tiny_qwen2, dtype=torch.float32))
+    sums = objective(pack([], CPU))
+    sums.loss.backward()
+    grads = [p.grad for p in objective.parameters()]
+    assert all(g is not None and not g.any() for g in grads)
+
+
+def test_neftune_noise_has_the_papers_size(tiny_qwen2: Path) -> None:
+    objective = SupervisedObjective(load_model(tiny_qwen2, dtype=torch.float32), neftune_alpha=5.0)
+    rows = random_rows(5, 3)
+    batch = pack(rows, CPU)
+    embedded = torch.zeros(1, batch.input_ids_1T.shape[1], 64)
+    torch.manual_seed(0)
+    noise = objective._noise(batch, embedded)[0]
+    for row, start in zip(rows, batch.cu_seqlens, strict=False):
+        bound = 5.0 / (len(row.ids_T) * 64) ** 0.5
+        part = noise[start : start + len(row.ids_T)].abs()
+        assert bound * 0.9 < part.max() <= bound
+    clean = SupervisedObjective(load_model(tiny_qwen2, dtype=torch.float32))
+    objective.eval()
+    clean.eval()
+    assert torch.equal(objective(batch).loss, clean(batch).loss)
+
+
+def test_pack_shifts_labels_within_each_sequence() -> None:
+    a = Row(np.array([1, 2, 3], np.int32), np.array([IGNORE, 2, 3], np.int32), (3,))
+    b = Row(np.array([4, 5], np.int32), np.array([4, 5], np.int32), (2,))
+    batch = pack([a, b], CPU)
+    assert batch.input_ids_1T.tolist() == [[1, 2, 3, 4, 5]]
+    assert batch.labels_1T.tolist() == [[2, 3, IGNORE, 5, IGNORE]]
+    assert batch.position_ids_1T.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.cu_seqlens == [0, 3, 5]
+    assert (a.supervised, b.supervised) == (2, 1)
