@@ -1,0 +1,1 @@
+"""From files to samples to tokens: sources, formats, load; render, tokens."""
