@@ -1,0 +1,1 @@
+"""Engines that write answers, behind one Protocol, and what measures their texts."""
