@@ -1,0 +1,119 @@
+"""``swift infer``: a chat with a model, or a data set answered into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swiftune import hub
+from swiftune.config import InferArguments
+from swiftune.errors import UsageError
+from swiftune.recipes.checkpoint_args import Resolved, resolve
+from swiftune.recipes.opening import Opened, open_tokenizer
+from swiftune.runtime import hardware
+from swiftune.runtime.console import err, notice
+
+if TYPE_CHECKING:
+    from swiftune.generate.conversation import Conversation
+    from swiftune.generate.engine import Engine, Sampling
+
+Talk = Callable[["Conversation", bool], None]
+"""Holds a conversation with the user. The second argument: whether answers are shown while they are written."""
+
+
+def infer(args: InferArguments, talk: Talk) -> None:
+    """The whole of the command.
+
+    Args:
+        talk: what to chat with, where no data set is named.
+
+    Raises:
+        SwiftuneError: see ``errors``; ``Interrupted`` after Ctrl-C.
+    """
+    resolved = resolve(args)
+    args = resolved.args
+    opened = open_tokenizer(args)
+    engine = _engine(args, opened, resolved.adapter)
+    if args.dataset or args.val_dataset:
+        _answer_rows(args, opened, engine, _result_path(args, resolved))
+    else:
+        from swiftune.generate.conversation import Conversation
+
+        err().print(f"Model: {resolved.adapter or opened.folder}", style="dim", markup=False)
+        talk(
+            Conversation(engine, opened.renderer, sampling_of(args), max_prompt=args.max_length),
+            args.stream is not False,
+        )
+
+
+def sampling_of(args: InferArguments) -> Sampling:
+    """How the arguments say that answers are drawn."""
+    from swiftune.generate.engine import Sampling
+
+    return Sampling(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+        stop=tuple(args.stop_words),
+        seed=args.seed,
+    )
+
+
+def _engine(args: InferArguments, opened: Opened, adapter: Path | None) -> Engine:
+    from swiftune.generate.transformers_engine import TransformersEngine
+    from swiftune.models.load import load_model
+    from swiftune.tuners import load_adapter
+
+    device = hardware.device()
+    dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
+    if said:
+        notice(said)
+    model = load_model(
+        opened.folder,
+        dtype=dtype,
+        attn_impl=args.attn_impl,
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return TransformersEngine(
+        model if adapter is None else load_adapter(model, adapter),
+        opened.tokenizer,
+        stop_ids=opened.renderer.stop_ids,
+        max_batch_size=args.max_batch_size,
+    )
+
+
+def _result_path(args: InferArguments, resolved: Resolved) -> Path:
+    if args.result_path:
+        return Path(args.result_path)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    return (resolved.home / "infer_result" if resolved.home else Path("result")) / name
+
+
+def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Path) -> None:
+    from swiftune.data.ledger import Ledger
+    from swiftune.data.load import load_samples
+    from swiftune.recipes.answers import AnswerFile
+
+    ledger = Ledger()
+    samples = load_samples(
+        [*args.val_dataset, *args.dataset],
+        lambda name: hub.find_dataset(name, use_hf=args.use_hf),
+        columns=args.columns,
+        seed=args.data_seed,
+        ledger=ledger,
+        needs_answer=False,
+    )
+    file = AnswerFile(engine, opened.renderer, sampling_of(args), path, args.max_batch_size, args.max_length, ledger)
+    figures = file.fill(samples, stream=bool(args.stream))
+    if ledger.aside:
+        err().print(ledger.summary(), markup=False)
+        ledger.write(path.with_suffix(".set_aside.jsonl"))
+    if not file.written:
+        raise UsageError("No row could be answered.", f"The reasons are in {path.with_suffix('.set_aside.jsonl')}.")
+    err().print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), markup=False)
+    err().print(f"Answers: {path}", markup=False)
