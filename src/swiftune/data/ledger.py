@@ -18,7 +18,7 @@ EXAMPLES = 3
 """Places kept in memory for each reason; the rest goes to a temporary file."""
 
 
-class RowFault(Exception):
+class RowFault(Exception):  # noqa: N818 - the fault is the row's
     """One row cannot be used. Whoever catches it tells the ledger.
 
     Args:

@@ -1,0 +1,208 @@
+"""Files to rows, one at a time, each with the place it was read at.
+
+Memory stays bounded: JSON lines and CSV are read by line, JSON lists by element, parquet by batches of rows. Only a
+``.json`` file that is one object spread over many lines is held whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from swiftune.data.files import format_of
+from swiftune.data.jsontext import BrokenJson, JsonText
+from swiftune.data.unpack import open_bytes
+from swiftune.errors import DataError
+from swiftune.types import Place, RawRow, SetAside
+
+NOT_JSON = "not valid JSON"
+CSV_WIDTH = "not as many fields as the header has"
+_CONVERSATIONS = {"messages", "conversations", "conversation"}
+
+
+def read_rows(path: Path) -> Iterator[RawRow | SetAside]:
+    """The rows of one file; a row that cannot be parsed comes as ``SetAside``.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or holds nothing that parses.
+    """
+    reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[format_of(path) or ".json"]
+    with open_bytes(path) as file:
+        yield from reader(str(path), file)
+
+
+def _not_utf8(path: str, line: int, at: int, byte: int) -> DataError:
+    return DataError(
+        f"{path}:{line} is not UTF-8: byte 0x{byte:02X}, number {at + 1} of the line, fits no character.",
+        f"Convert the file, for example: iconv -f LATIN1 -t UTF-8 {path} > utf8{Path(path).suffix}",
+    )
+
+
+def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
+    for number, raw in enumerate(file, 1):
+        try:
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:  # noqa: PERF203 - the line's number is needed
+            raise _not_utf8(path, number, error.start, error.object[error.start]) from None
+
+
+# JSON. Hubs use .json for lists and for lines, and .jsonl files that are lists exist: the first character tells.
+
+
+def _starts_with(mark: bytes, file: IO[bytes]) -> bool:
+    return file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(mark)  # type: ignore[attr-defined, no-any-return]
+
+
+def _json(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
+    """A list; an object that wraps one or is a row itself; or lines."""
+    if not _starts_with(b"{", file):
+        yield from _json_lines(path, file)
+        return
+    lines = _lines(path, file)
+    head: list[str] = []  # up to the second line that is not blank
+    for line in lines:
+        head.append(line)
+        if sum(bool(line.strip()) for line in head) == 2:
+            if _parses("".join(head[:-1])):
+                yield from _objects(path, itertools.chain(head, lines))
+                return
+            break
+    text = "".join([*head, *lines])
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        yield from _objects(path, text.split("\n"))
+        return
+    for number, row in enumerate(_unwrap(value), 1):
+        yield RawRow(Place(path, number), row)
+
+
+def _parses(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unwrap(value: dict[str, Any]) -> list[Any]:
+    """The rows in ``{"data": [...]}`` or ``{"train": [...], "test": [...]}``; else the object is the one row."""
+    lists = {
+        key: rows
+        for key, rows in value.items()
+        if key not in _CONVERSATIONS and isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    }
+    for key in ("train", "data", *(lists if len(lists) == 1 and not _CONVERSATIONS & value.keys() else ())):
+        if key in lists:
+            return lists[key]
+    return [value]
+
+
+def _json_lines(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
+    if _starts_with(b"[", file):
+        yield from _json_list(path, file)
+    else:
+        yield from _objects(path, _lines(path, file))
+
+
+def _objects(path: str, lines: Iterator[str] | list[str]) -> Iterator[RawRow | SetAside]:
+    """JSON lines. Lines at fault are handed on, but a file in which no line is an object is no data."""
+    parsed, first_fault = 0, None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = Place(path, number)
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            fault = SetAside(place, NOT_JSON, f"{_why(error)}: {shorten(line)}")
+            first_fault = first_fault or fault
+            yield fault
+            continue
+        parsed += isinstance(value, dict)
+        yield RawRow(place, value)
+    if first_fault and not parsed:
+        raise DataError(
+            f"{path} holds no JSON object on any line; {first_fault.place}: {first_fault.detail}",
+            'A row is one object on one line, like {"query": "…", "response": "…"}; or the file is one JSON list.',
+        )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _json_list(path: str, file: IO[bytes]) -> Iterator[RawRow]:
+    text = JsonText(file, lambda line, at, byte: _not_utf8(path, line, at, byte))
+    try:
+        for line, value in text.elements():
+            yield RawRow(Place(path, line), value)
+    except BrokenJson as error:
+        raise DataError(
+            f"{path}:{error.line} breaks the JSON list: {error}.",
+            "Mend that line, or write the rows as JSON lines (.jsonl), where a bad one is set aside by itself.",
+        ) from None
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """A value for a message: on one line, and not long."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text[: 4 * limit].split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# CSV and parquet.
+
+
+def _csv(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(_lines(path, file), strict=True)
+    start = 1
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise DataError(f"{path}:1 names a column twice: {', '.join(header)}.", "Give each column its own name.")
+        start = reader.line_num + 1
+        for fields in reader:
+            place = Place(path, start)
+            if len(fields) == len(header):
+                yield RawRow(place, dict(zip(header, fields, strict=True)))
+            elif fields:
+                yield SetAside(place, CSV_WIDTH, f"{len(fields)} fields, the header has {len(header)}")
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: the row that starts on line {start} is not CSV: {error}.",
+            "A field with a comma, quote or line break is put in double quotes, quotes within it are doubled.",
+        ) from None
+
+
+def _parquet(path: str, file: IO[bytes]) -> Iterator[RawRow]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with tempfile.TemporaryFile() as whole:
+        if not path.lower().endswith(".parquet"):  # packed: parquet is read from its end
+            shutil.copyfileobj(file, whole)
+            whole.seek(0)
+            file = whole
+        number = 0
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield RawRow(Place(path, number), value)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            where = f"after row {number}" if number else "from its start"
+            raise DataError(
+                f"{path} is no readable parquet file {where}: {shorten(str(error), 120)}.", "Fetch it again."
+            ) from None
