@@ -58,7 +58,10 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
     try:
         wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise AdapterError(f"The adapter in {path} does not fit this base model: {_reason(error)}") from error
+        raise AdapterError(
+            f"The adapter in {path} does not fit this base model: {_reason(error)}",
+            "Name the base it was trained on with --model.",
+        ) from error
     _check_fit(wrapped, shapes, path)
     return wrapped
 
