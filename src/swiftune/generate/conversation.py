@@ -80,18 +80,20 @@ class Conversation:
 
     def _prompt(self, question: Message) -> list[int]:
         """The ids of the conversation with ``question``, its oldest rounds dropped until they fit."""
-        room = self._room()
+        room, messages = self._room(), self.messages
         while True:
             try:
-                ids = self._renderer.prompt([*self._opening(), *self.messages, question])
+                ids = self._renderer.prompt([*self._opening(), *messages, question])
             except RowFault as fault:
                 raise UsageError(f"This cannot be asked: {fault}.") from fault
             if room is None or len(ids) <= room:
+                if messages is not self.messages:
+                    notice(f"The conversation outgrows its room of {room} tokens: its oldest rounds are forgotten.")
+                    self.messages = messages
                 return ids
-            if not self.messages:
+            if not messages:
                 raise UsageError(f"This makes a prompt of {len(ids)} tokens; there is room for {room}.")
-            notice(f"The conversation is longer than its room of {room} tokens: its oldest rounds are forgotten.")
-            self.messages = self.messages[2:]
+            messages = messages[2:]
 
     def _opening(self) -> list[Message]:
         return [] if self._system is None else [{"role": "system", "content": self._system}]

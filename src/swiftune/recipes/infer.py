@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from swiftune import hub
 from swiftune.config import InferArguments
-from swiftune.errors import UsageError
+from swiftune.errors import DataError
 from swiftune.recipes.checkpoint_args import Resolved, resolve
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.runtime import hardware
 from swiftune.runtime.console import err, notice
 
 if TYPE_CHECKING:
+    from swiftune.data.ledger import Ledger
+    from swiftune.data.store import SampleStore
     from swiftune.generate.conversation import Conversation
     from swiftune.generate.engine import Engine, Sampling
 
@@ -96,24 +98,37 @@ def _result_path(args: InferArguments, resolved: Resolved) -> Path:
 
 def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Path) -> None:
     from swiftune.data.ledger import Ledger
-    from swiftune.data.load import load_samples
     from swiftune.recipes.answers import AnswerFile
 
-    ledger = Ledger()
-    samples = load_samples(
-        [*args.val_dataset, *args.dataset],
-        lambda name: hub.find_dataset(name, use_hf=args.use_hf),
-        columns=args.columns,
-        seed=args.data_seed,
-        ledger=ledger,
-        needs_answer=False,
-    )
+    ledger, aside = Ledger(), path.parent / f"{path.stem}.set_aside.jsonl"
+    samples = _samples(args, ledger)
     file = AnswerFile(engine, opened.renderer, sampling_of(args), path, args.max_batch_size, args.max_length, ledger)
     figures = file.fill(samples, stream=bool(args.stream))
     if ledger.aside:
         err().print(ledger.summary(), markup=False)
-        ledger.write(path.with_suffix(".set_aside.jsonl"))
+        ledger.write(aside)
     if not file.written:
-        raise UsageError("No row could be answered.", f"The reasons are in {path.with_suffix('.set_aside.jsonl')}.")
+        raise DataError("No row could be answered.", f"The reasons are in {aside}.")
     err().print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), markup=False)
-    err().print(f"Answers: {path}", markup=False)
+    err().print(f"The answers are in {path}", markup=False)
+
+
+def _samples(args: InferArguments, ledger: Ledger) -> SampleStore:
+    """The rows to be answered; with --load_data_args those that the run was validated on, held back in the same way."""
+    from swiftune.data.identity import Identity
+    from swiftune.data.load import load_samples, split
+
+    again = args.load_data_args
+    held_back = again and not args.val_dataset
+    samples = load_samples(
+        args.val_dataset if again and args.val_dataset else [*args.val_dataset, *args.dataset],
+        lambda name: hub.find_dataset(name, use_hf=args.use_hf),
+        ledger=ledger,
+        columns=args.columns,
+        seed=args.data_seed,
+        identity=Identity.of(args.model_name, args.model_author),
+        needs_answer=again,
+    )
+    if held_back and args.split_dataset_ratio:
+        _, samples = split(samples, args.split_dataset_ratio, args.data_seed)
+    return samples
