@@ -54,7 +54,8 @@ class Argument:
     """What there is to know of one argument, for whoever shows or reads it."""
 
     name: str
-    group: str
+    group: tuple[str, str]
+    """Heading, and the remark beside it."""
     help: str
     kind: Kind
     default: str
@@ -66,9 +67,9 @@ def arguments_of(command: type[Arguments]) -> dict[str, Argument]:
     return {name: _argument(command, name, field) for name, field in command.model_fields.items()}
 
 
-def groups_of(command: type[Arguments]) -> dict[str, list[Argument]]:
+def groups_of(command: type[Arguments]) -> dict[tuple[str, str], list[Argument]]:
     """The arguments of a command under their headings."""
-    groups: dict[str, list[Argument]] = {}
+    groups: dict[tuple[str, str], list[Argument]] = {}
     for argument in arguments_of(command).values():
         groups.setdefault(argument.group, []).append(argument)
     return groups
@@ -80,9 +81,10 @@ def _argument(command: type[Arguments], name: str, field: FieldInfo) -> Argument
         cls for cls in reversed(command.__mro__) if issubclass(cls, Arguments) and name in inspect.get_annotations(cls)
     ]
     sentence = next(text for text in (cls.model_fields[name].description for cls in reversed(owners)) if text)
+    title, _, remark = (owners[0].__doc__ or "").partition(":")
     return Argument(
         name=name,
-        group=(owners[0].__doc__ or "").partition(":")[0],
+        group=(title.strip(), remark.strip()),
         help=" ".join(sentence.split()),
         kind=kind_of(field.annotation, tuple(field.metadata)),
         default=_default(field),

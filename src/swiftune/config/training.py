@@ -127,7 +127,7 @@ class TunerArguments(GaloreArguments, FullArguments, LoraArguments, MethodArgume
 
 
 def _rows_of_a_step(values: dict[str, Any]) -> int:
-    rows: int = values.get("per_device_train_batch_size", 1) * int(os.environ.get("WORLD_SIZE", "1"))
+    rows: int = values.get("per_device_train_batch_size", 1) * int(os.environ.get("WORLD_SIZE") or 1)
     return math.ceil(16 / rows)
 
 

@@ -8,6 +8,7 @@ A kind is a type that pydantic checks, with a noun beside it where the bare type
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ def _json_object(value: Any) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    return value
 
 
 def _split_commas(value: Any) -> Any:
@@ -95,7 +104,7 @@ ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 Name = Annotated[str, Of("name")]
 Folder = Annotated[str, Of("folder")]
 File = Annotated[str, Of("file")]
-Regex = Annotated[str, Of("regex")]
+Regex = Annotated[str, AfterValidator(_regex), Of("regex")]
 TextOrFile = Annotated[str, BeforeValidator(_text_of), Of("text or file.txt")]
 Json = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 Mapping = Annotated[dict[str, str], BeforeValidator(_json_object)]
@@ -149,19 +158,28 @@ def _scalar(annotation: Any, metadata: tuple[Any, ...]) -> Kind:
     if annotation is str:
         return Kind(f"a {noun or 'text'}", metavar or "TEXT")
     number = "a whole number" if annotation is int else "a number"
-    bounds = [
-        word.format(limit)
-        for m in metadata
-        for word, limit in (
-            (" above {}", getattr(m, "gt", None)),
-            (" of {} or more", getattr(m, "ge", None)),
-            (" below {}", getattr(m, "lt", None)),
-            (" of {} or less", getattr(m, "le", None)),
-        )
-        if limit is not None
-    ]
     of = f" of {noun}" if noun else ""
-    return Kind(number + of + ",".join(bounds), metavar or ("N" if annotation is int else "X"))
+    return Kind(number + of + _bounds(metadata), metavar or ("N" if annotation is int else "X"))
+
+
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    limit = {
+        name: value
+        for m in metadata
+        for name in ("gt", "ge", "lt", "le")
+        if (value := getattr(m, name, None)) is not None
+    }
+    match limit:
+        case {"ge": low, "le": high}:
+            return f" from {low} to {high}"
+        case {"ge": low, "lt": high}:
+            return f" from {low} to less than {high}"
+        case {"ge": low}:
+            return f", {low} or more"
+        case {"gt": low}:
+            return f" above {low}"
+        case _:
+            return ""
 
 
 def _either(kinds: list[Kind]) -> Kind:

@@ -1,0 +1,1 @@
+"""The command line: reads the arguments, calls the recipe, shows what went wrong."""

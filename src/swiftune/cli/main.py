@@ -1,0 +1,135 @@
+"""The ``swift`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from swiftune import __version__
+from swiftune.errors import ArgumentsError, SwiftuneError
+
+if TYPE_CHECKING:
+    from swiftune.config import Arguments
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command. What it needs is imported when it is called: ``swift --help`` imports next to nothing."""
+
+    summary: str
+    arguments: str
+    """Class of its arguments in ``swiftune.config``."""
+    recipe: str
+    """``module:function`` that is called with them."""
+    usage: str
+
+
+_TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
+
+COMMANDS = {
+    "sft": Command("fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN),
+    "pt": Command("go on training a model on raw text", "PtArguments", "swiftune.recipes.sft:pt", _TRAIN),
+    "infer": Command(
+        "chat with a model, or answer the rows of a data set",
+        "InferArguments",
+        "swiftune.recipes.infer:infer",
+        "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
+    ),
+    "doctor": Command(
+        "look at this machine: devices, memory, versions, what is missing",
+        "DoctorArguments",
+        "swiftune.recipes.doctor:doctor",
+        "",
+    ),
+}
+NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except SwiftuneError as error:
+        _show(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left (`swift sft --help | head`). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print(
+            f"error: this is a fault of Swiftune {__version__}, not yours; please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("--help", "-h", "help"):
+        from swiftune.cli.help import overview
+
+        print(overview({name: command.summary for name, command in COMMANDS.items()}))
+        return 0
+    if name in ("--version", "-V", "version"):
+        print(f"swiftune {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise _no_such(name)
+    command = COMMANDS[name]
+    arguments: type[Arguments] = getattr(import_module("swiftune.config"), command.arguments)
+    if "--help" in rest or "-h" in rest:
+        from swiftune.cli.help import page
+
+        print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
+        return 0
+    from swiftune.config.parse import parse
+
+    args = parse(arguments, rest)
+    module, _, function = command.recipe.partition(":")
+    recipe: Callable[[Any], int | None] = getattr(import_module(module), function)
+    return recipe(args) or 0
+
+
+def _no_such(name: str) -> ArgumentsError:
+    from difflib import get_close_matches
+
+    commands = f"commands are {', '.join(COMMANDS)}"
+    if name in NOT_BUILT:
+        return ArgumentsError([f"swift {name} is not built yet; {commands}."])
+    if name.startswith("-"):
+        return ArgumentsError([f"{name} stands where a command was expected; {commands}."])
+    near = next(iter(get_close_matches(name[:100], COMMANDS, n=1)), "")
+    return ArgumentsError(
+        [f"there is no command {name!r}; " + (f"did you mean swift {near}?" if near else f"{commands}.")]
+    )
+
+
+def _show(error: SwiftuneError) -> None:
+    """A user's mistake: a line or a few, no traceback (SWIFTUNE_DEBUG=1 shows where it was noticed)."""
+    if os.environ.get("SWIFTUNE_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    label = "interrupted" if error.exit_code == 130 else "error"
+    label = f"\x1b[31m{label}:\x1b[0m" if colour else f"{label}:"
+    for sentence in error.mistakes if isinstance(error, ArgumentsError) else [str(error)]:
+        print(label, sentence, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

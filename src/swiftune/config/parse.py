@@ -1,0 +1,237 @@
+"""From a command line (or a file, or a dictionary) to checked arguments, with every mistake found at once.
+
+words, keys ──rename──► fields of the command ──shape──► values ──check──► Arguments ──rules──► Arguments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from swiftune.config import compat, rules
+from swiftune.config.declare import Arguments, arguments_of
+from swiftune.config.given import Given, Words, read_command_line, read_file
+from swiftune.config.values import RECORDED, Kind
+from swiftune.errors import ArgumentsError
+from swiftune.runtime.console import notice
+
+A = TypeVar("A", bound=Arguments)
+
+
+def parse(command: type[A], words: Sequence[str]) -> A:
+    """Reads a command line.
+
+    Raises:
+        ArgumentsError: with every mistake in it.
+    """
+    reader = _Reader(command)
+    line = read_command_line(words, reader.known)
+    reader.mistakes += line.mistakes
+    try:
+        reader.take(read_file(line.files[0]) if line.files else [])
+    except ArgumentsError as error:
+        reader.mistakes += error.mistakes
+    reader.take(line.given)
+    return reader.finish()
+
+
+def build(command: type[A], values: Mapping[str, Any]) -> A:
+    """Checks values that come from a program (a web form), as ``parse`` does those of a command line.
+
+    Raises:
+        ArgumentsError: with every mistake in them.
+    """
+    reader = _Reader(command)
+    reader.take([Given(name, value, f"--{name}") for name, value in values.items()])
+    return reader.finish()
+
+
+def build_recorded(command: type[A], given: Iterable[Given]) -> tuple[A, list[str]]:
+    """Arguments of an earlier run, and the names among them that this version does not know.
+
+    Names of other commands are passed over; so are rules, which the earlier run has kept.
+    """
+    reader = _Reader(command)
+    fields = [g for g in given if compat.RENAMED.get(g.name, g.name) in reader.arguments]
+    unknown = [g.name for g in given if g not in fields and not reader.is_anyones(g.name)]
+    reader.take(fields)
+    args = reader.check(context=RECORDED)
+    if reader.mistakes:
+        raise ArgumentsError(reader.mistakes)
+    return args, unknown
+
+
+class _Reader(Generic[A]):
+    """The values found so far, and the mistakes."""
+
+    def __init__(self, command: type[A]) -> None:
+        self.command = command
+        self.arguments = arguments_of(command)
+        self.values: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
+        self.mistakes: list[str] = []
+        self.wrong: set[str] = set()
+
+    @property
+    def known(self) -> set[str]:
+        """Every name that means something to this command."""
+        return {*self.arguments, *(old for old, new in compat.RENAMED.items() if new in self.arguments)}
+
+    def take(self, given: Iterable[Given]) -> None:
+        """Takes one source of arguments. What a later source says replaces what an earlier one said."""
+        said: dict[str, Given] = {}
+        for one in given:
+            name = compat.RENAMED.get(one.name, one.name)
+            if name not in self.arguments:
+                self._foreign(one)
+                continue
+            try:
+                value = self._value(name, one)
+            except ValueError as error:
+                self._mistake(name, f"{one.place} {error}")
+                continue
+            if name != one.name:
+                notice(f"{one.place} is --{name} here.")
+            if value is None:
+                continue
+            if name in said and value != self.values[name]:
+                self._mistake(name, _twice(said[name], one))
+            said[name] = one
+            self.values[name], self.places[name] = value, one.place
+
+    def finish(self) -> A:
+        """The arguments.
+
+        Raises:
+            ArgumentsError: with all mistakes.
+        """
+        args = self.check()
+        self.mistakes += rules.broken(args, self.wrong)
+        if self.mistakes:
+            raise ArgumentsError(self.mistakes)
+        return args
+
+    def check(self, context: str | None = None) -> A:
+        """The arguments as far as they are right; what is wrong becomes a mistake, and its default stands in."""
+        right = {name: value for name, value in self.values.items() if name not in self.wrong}
+        try:
+            return self.command.model_validate(right, context=context)
+        except ValidationError as error:
+            found = {name: details for name, details in _by_field(error).items() if name in right}
+            if not found:
+                raise
+            for name, details in found.items():
+                self._mistake(name, f"{self.places[name]} {_wrong(self.arguments[name].kind, details)}")
+            return self.check(context)
+
+    def _value(self, name: str, given: Given) -> Any:
+        kind = self.arguments[name].kind
+        value = _from_words(kind, given.value) if isinstance(given.value, Words) else _from_file(kind, given.value)
+        for key in (given.name, name):
+            spellings = compat.VALUES.get(key, {})
+            word = str(value).lower()
+            if word in spellings:
+                if spellings[word] is not None:
+                    notice(f"{given.place} {word} is --{name} {spellings[word]} here.")
+                return spellings[word]
+        return value
+
+    def _mistake(self, name: str, sentence: str) -> None:
+        self.wrong.add(name)
+        self.mistakes.append(sentence)
+
+    def _foreign(self, given: Given) -> None:
+        """A name that is none of this command's."""
+        value = given.value
+        word = " ".join(value) if isinstance(value, Words) else str(value)
+        if given.name in compat.UNNEEDED:
+            notice(f"{given.place} has no effect here: {compat.UNNEEDED[given.name]}.")
+        elif self.is_anyones(given.name):
+            commands = " and ".join(c for c in _commands() if given.name in arguments_of(_commands()[c]))
+            self.mistakes.append(f"{given.place} is an argument of swift {commands}, not of this command.")
+        elif compat.is_known(given.name):
+            advice = compat.not_built(given.name, word or "true")
+            if advice is not None:
+                self.mistakes.append(f"{given.place} is not built yet{advice and f': {advice}'}.")
+        else:
+            near = nearest(given.name, [*self.known, *compat.UNNEEDED])
+            near = compat.RENAMED.get(near, near)
+            self.mistakes.append(f"{given.place} is unknown{near and f'; did you mean --{near}?'}{'' if near else '.'}")
+
+    @staticmethod
+    def is_anyones(name: str) -> bool:
+        """Whether it is an argument of some command."""
+        return any(name in arguments_of(command) for command in _commands().values())
+
+
+def _commands() -> dict[str, type[Arguments]]:
+    from swiftune.config.commands import InferArguments, PtArguments, SftArguments
+
+    return {"sft": SftArguments, "pt": PtArguments, "infer": InferArguments}
+
+
+def _from_words(kind: Kind, words: Words) -> Any:
+    if kind.many:
+        if not words:
+            raise ValueError(f"needs one or more values, each {kind.expected}.")
+        return list(words)
+    if not words and kind.boolean:
+        return True
+    if not words:
+        raise ValueError(f"needs a value: {kind.expected}.")
+    if len(words) > 1:
+        rest = " ".join(words[1:])
+        raise ValueError(f"takes one value; {shorten(rest)} is left over. Put quotes round a value with spaces.")
+    return words[0]
+
+
+def _from_file(kind: Kind, value: Any) -> Any:
+    """YAML reads a bare ``no`` as false; where a choice of that name exists, it is meant."""
+    if isinstance(value, bool) and not kind.boolean:
+        words = ("true", "yes", "on") if value else ("no", "none", "false", "off")
+        word = next((word for word in words if word in kind.choices), None)
+        return value if word is None else [word] if kind.many else word
+    return value
+
+
+def _twice(first: Given, second: Given) -> str:
+    if first.place == second.place:
+        return f"{first.place} is given twice, with different values."
+    return f"{first.place} and {second.place} are the same argument, and say different things."
+
+
+def _by_field(error: ValidationError) -> dict[str, list[Any]]:
+    """pydantic's findings by field; of a union it has one for every member."""
+    found: dict[str, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        found.setdefault(str(detail["loc"][0]), []).append(detail)
+    return found
+
+
+def _wrong(kind: Kind, details: list[Any]) -> str:
+    """Completes the name of an argument: what it takes, and what it was given."""
+    first = next((d for d in details if d["type"] == "value_error"), details[0])
+    value = shorten(first["input"])
+    if first["type"] == "value_error":
+        return f"takes {kind.expected}, not {value}: {first['ctx']['error']}."
+    if first["type"] in ("too_long", "too_short"):
+        return f"takes {kind.metavar}, not {first['ctx']['actual_length']} values."
+    if kind.many and first["type"] == "list_type":
+        return f"takes one or more values, each {kind.expected}, not {value}."
+    near = nearest(first["input"], kind.choices) if isinstance(first["input"], str) else ""
+    return f"takes {kind.expected}, not {value}{near and f'; did you mean {near}?'}{'' if near else '.'}"
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The most similar of the words, or an empty text."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word[:100], list(words), n=1, cutoff=0.6)), "")
+
+
+def shorten(value: Any) -> str:
+    """A value as it is shown in a message: on one line, and not too long."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,182 @@
+"""Arguments that are right one by one but not together. A rule is a function from the arguments to what is wrong, if
+anything; it holds for every command that has the arguments it names, and is skipped where one of them is wrong already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from swiftune.config.declare import Arguments
+
+Rule = Callable[[Any], "str | None"]
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule about these arguments."""
+
+    def register(check: Rule) -> Rule:
+        _RULES.append((names, check))
+        return check
+
+    return register
+
+
+def broken(args: Arguments, wrong: Collection[str] = ()) -> list[str]:
+    """What is wrong with these arguments together, a sentence each. Rules about the ``wrong`` ones are skipped."""
+    fields = type(args).model_fields
+    apply = (check for names, check in _RULES if all(name in fields and name not in wrong for name in names))
+    return [sentence for check in apply if (sentence := check(args))]
+
+
+@rule("train_type", "dataset")
+def training_needs_rows(args: Any) -> str | None:
+    return None if args.dataset else "--dataset is missing: name the rows to train on, such as --dataset rows.jsonl."
+
+
+@rule("streaming", "max_steps")
+def a_stream_has_no_end(args: Any) -> str | None:
+    if args.streaming and args.max_steps <= 0:
+        return "--streaming true needs --max_steps: how many rows will come is not known."
+    return None
+
+
+@rule("streaming", "split_dataset_ratio", "val_dataset")
+def a_stream_cannot_be_split(args: Any) -> str | None:
+    if args.streaming and args.split_dataset_ratio and not args.val_dataset:
+        return (
+            "--streaming true and --split_dataset_ratio are at odds: name the rows to evaluate on with --val_dataset."
+        )
+    return None
+
+
+@rule("adapters")
+def one_adapter(args: Any) -> str | None:
+    if len(args.adapters) > 1:
+        return f"--adapters names {len(args.adapters)} adapters: mixing several is not built yet; give one."
+    return None
+
+
+@rule("adapters", "adapter_weights")
+def weights_of_adapters(args: Any) -> str | None:
+    if args.adapter_weights and len(args.adapter_weights) != len(args.adapters):
+        weights, adapters = len(args.adapter_weights), len(args.adapters)
+        return f"--adapter_weights has {weights} weights for {adapters} adapters: give one for each of --adapters."
+    return None
+
+
+@rule("infer_backend")
+def vllm_comes_later(args: Any) -> str | None:
+    if args.infer_backend == "vllm":
+        return "--infer_backend vllm is not built yet; use --infer_backend transformers."
+    return None
+
+
+@rule("load_data_args", "adapters", "model")
+def data_arguments_of_which_run(args: Any) -> str | None:
+    if args.load_data_args and not (args.adapters or args.model):
+        return "--load_data_args true needs --adapters or --model: the run whose data arguments are meant."
+    return None
+
+
+@rule("train_type", "adapters")
+def full_training_of_an_adapter(args: Any) -> str | None:
+    if args.train_type == "full" and args.adapters:
+        return "--train_type full and --adapters are at odds: an adapter is trained with --train_type lora."
+    return None
+
+
+@rule("adapters", "resume_from_checkpoint")
+def two_beginnings(args: Any) -> str | None:
+    if args.adapters and args.resume_from_checkpoint:
+        return "--adapters and --resume_from_checkpoint are at odds: the checkpoint brings its own weights."
+    return None
+
+
+@rule("resume_only_model", "resume_from_checkpoint")
+def resume_from_what(args: Any) -> str | None:
+    if args.resume_only_model and not args.resume_from_checkpoint:
+        return "--resume_only_model true needs --resume_from_checkpoint."
+    return None
+
+
+@rule("train_type", "use_galore")
+def galore_is_for_full_training(args: Any) -> str | None:
+    if args.use_galore and args.train_type != "full":
+        return "--use_galore true and --train_type lora are at odds: GaLore needs --train_type full."
+    return None
+
+
+@rule("use_galore", "optim")
+def galore_is_an_optimizer(args: Any) -> str | None:
+    if args.use_galore and args.optim != "adamw_torch":
+        return f"--use_galore true and --optim {args.optim} are at odds: GaLore is a form of AdamW."
+    return None
+
+
+@rule("train_type", "freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio")
+def freezing_is_for_full_training(args: Any) -> str | None:
+    given = args.freeze_parameters or args.freeze_parameters_regex or args.freeze_parameters_ratio
+    if args.train_type == "lora" and given:
+        return "--freeze_parameters… and --train_type lora are at odds: LoRA freezes all weights of the model."
+    return None
+
+
+@rule("train_type", "trainable_parameters", "trainable_parameters_regex")
+def trainable_is_for_full_training(args: Any) -> str | None:
+    if args.train_type == "lora" and (args.trainable_parameters or args.trainable_parameters_regex):
+        return "--trainable_parameters… and --train_type lora are at odds: name whole modules with --modules_to_save."
+    return None
+
+
+@rule("deepspeed", "fsdp")
+def one_way_of_sharding(args: Any) -> str | None:
+    return "--deepspeed and --fsdp are at odds: choose one." if args.deepspeed and args.fsdp else None
+
+
+@rule("attn_impl", "torch_dtype")
+def flash_needs_half_precision(args: Any) -> str | None:
+    if (args.attn_impl or "").startswith("flash") and args.torch_dtype == "float32":
+        return f"--attn_impl {args.attn_impl} and --torch_dtype float32 are at odds: it needs bfloat16 or float16."
+    return None
+
+
+@rule("metric_for_best_model", "predict_with_generate")
+def scores_need_answers(args: Any) -> str | None:
+    if args.metric_for_best_model not in ("loss", "acc") and not args.predict_with_generate:
+        return f"--metric_for_best_model {args.metric_for_best_model} needs --predict_with_generate true."
+    return None
+
+
+@rule("early_stop_interval", "eval_strategy", "val_dataset", "split_dataset_ratio")
+def stopping_needs_evaluation(args: Any) -> str | None:
+    if args.early_stop_interval and args.eval_strategy == "no":
+        return "--early_stop_interval needs evaluations: give --val_dataset or --split_dataset_ratio."
+    return None
+
+
+@rule("load_best_model_at_end", "eval_strategy", "save_strategy", "eval_steps", "save_steps")
+def best_must_be_saved(args: Any) -> str | None:
+    if not args.load_best_model_at_end:
+        return None
+    if args.eval_strategy == "no":
+        return "--load_best_model_at_end true needs evaluations: give --val_dataset or --split_dataset_ratio."
+    if args.eval_strategy != args.save_strategy:
+        return (
+            f"--load_best_model_at_end true needs checkpoints when it evaluates: --eval_strategy {args.eval_strategy} "
+            f"and --save_strategy {args.save_strategy} must be the same."
+        )
+    if args.eval_strategy == "steps" and args.save_steps % args.eval_steps:
+        return (
+            f"--load_best_model_at_end true needs an evaluation at every checkpoint: --save_steps {args.save_steps} is "
+            f"no multiple of --eval_steps {args.eval_steps}."
+        )
+    return None
+
+
+@rule("report_to")
+def reporting_to_none_only(args: Any) -> str | None:
+    if "none" in args.report_to and len(args.report_to) > 1:
+        return "--report_to none and other trackers are at odds."
+    return None
