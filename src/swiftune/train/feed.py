@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,4 +106,4 @@ class StreamFeed:
 
     def _read(self) -> list[Row]:
         self._next += 1
-        return [row for row, _ in zip(self.rows, range(self.rows_per_step), strict=False)]
+        return list(itertools.islice(self.rows, self.rows_per_step))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
-Evaluate = Callable[[StopRequest], "dict[str, float] | None"]
+Evaluate = Callable[[int, StopRequest], "dict[str, float] | None"]
 
 
 class Window:
@@ -161,15 +161,12 @@ class Trainer:
             return True
         if strategy == "epoch":
             return math.floor(self.feed.epoch(step)) > math.floor(self.feed.epoch(step - 1))
-        every = getattr(self.args, f"{what}_steps")
-        every = every if every >= 1 else max(1, math.ceil(every * self.feed.steps))
-        return step % int(every) == 0
+        return bool(step % getattr(self.args, f"{what}_steps") == 0)
 
     def _log_if_due(self, window: Window, grad_norm: float) -> None:
         step = self.state.step
-        every = self.args.logging_steps
-        every = max(1, math.ceil(every * self.feed.steps)) if every < 1 else int(every)
-        if not (step % every == 0 or step == self.feed.steps or (step == 1 and self.args.logging_first_step)):
+        first = step == 1 and self.args.logging_first_step
+        if step % self.args.logging_steps and step != self.feed.steps and not first:
             return
         loss, correct = self.accelerator.reduce(window.sums, "sum").tolist()
         seconds = time.perf_counter() - window.began
@@ -202,19 +199,14 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> bool:
         """Evaluates, logs, and keeps count of what was best. False where it was cut short."""
         assert self.evaluate is not None
-        metrics = self.evaluate(stop)
+        metrics = self.evaluate(self.state.step, stop)
         if metrics is None:
             return False
         self.state.metrics = metrics
         self._write(dict(metrics))
-        name = self.args.metric_for_best_model
-        key = name if name.startswith("eval_") else f"eval_{name}"
-        if key not in metrics:
-            raise RunError(f"--metric_for_best_model {name}: the evaluation gives {', '.join(sorted(metrics))}.")
-        greater = self.args.greater_is_better
-        greater = not key.endswith("loss") if greater is None else greater
-        value, best = metrics[key], self.state.best_metric
-        if self.state.step and (best is None or (value > best if greater else value < best)):
+        value, best = metrics[f"eval_{self.args.metric_for_best_model}"], self.state.best_metric
+        better = best is None or (value > best if self.args.greater_is_better else value < best)
+        if self.state.step and better:
             self.state.best_metric, self.state.best_step, self.state.stale_evaluations = value, self.state.step, 0
         else:
             self.state.stale_evaluations += bool(self.state.step)
@@ -284,11 +276,8 @@ class Trainer:
         )
 
     def _interrupted(self, stop: StopRequest) -> Interrupted:
-        folder = self.run / checkpoint.name(self.state.step)
-        again = f"swift {self.args.command} --config {self.run / 'args.json'} --resume_from_checkpoint {folder}"
         error = Interrupted(
-            f"Interrupted at step {self.state.step} of {self.feed.steps}; {folder} holds everything up to it.",
-            f"Go on with: {again}",
+            f"Interrupted at step {self.state.step} of {self.feed.steps}; everything up to it is saved."
         )
         error.exit_code = stop.exit_code if stop else Interrupted.exit_code
         return error

@@ -36,11 +36,11 @@ def plan_memory(
         free: bytes free on the device, weights and optimizer already counted.
         longest: tokens of the longest row.
         asked: ``--max_tokens_per_batch``.
-        checkpointing: ``auto``, ``true`` or ``false``.
+        checkpointing: ``auto``, or what the user wants.
     """
     budget = asked or max(TOKENS.get(device, 2048), longest)
     if checkpointing != "auto":
-        again = checkpointing == "true"
+        again = checkpointing is True
         return MemoryPlan(budget, again, activation_bytes(config, budget, checkpointing=again))
     again = activation_bytes(config, budget, checkpointing=False) > free * MARGIN
     if again and not asked:

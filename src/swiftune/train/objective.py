@@ -5,6 +5,8 @@ Shapes: T tokens of the micro-batch, S of them supervised, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,13 +46,19 @@ class SupervisedObjective(torch.nn.Module):
         self.causal_lm: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body, self.head = head.split(self.causal_lm)
         self.flash = str(self.causal_lm.config._attn_implementation).startswith("flash_attention")
-        self.use_packed_attention()
-
-    def use_packed_attention(self) -> None:
-        """Turns the model to packed rows (again, after it has generated text)."""
         if not self.flash:
             attention.register()
             self.causal_lm.set_attn_implementation(attention.PACKED)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """A context in which the model can write text: packed attention knows neither padding nor a cache."""
+        training = self.causal_lm.config._attn_implementation
+        self.causal_lm.set_attn_implementation(training if self.flash else "sdpa")
+        try:
+            yield
+        finally:
+            self.causal_lm.set_attn_implementation(training)
 
     def forward(self, batch: MicroBatch) -> Sums:
         """The sums of one micro-batch."""

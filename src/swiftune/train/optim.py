@@ -12,11 +12,11 @@ from swiftune.config import TrainArguments, TunerArguments
 from swiftune.errors import UsageError
 
 
-class OptimizerConfig(TrainArguments, TunerArguments):
-    """The arguments that this module reads."""
+class Args(TrainArguments, TunerArguments):
+    """What is read here of a command's arguments."""
 
 
-def build_optimizer(model: torch.nn.Module, args: Any) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, args: Args) -> torch.optim.Optimizer:
     """The optimizer over the trainable parameters.
 
     Matrices decay, vectors (biases, norms) do not. LoRA+ gives every ``lora_B`` ``lorap_lr_ratio`` times the learning
@@ -37,7 +37,7 @@ def build_optimizer(model: torch.nn.Module, args: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=eps, fused=fused)
 
 
-def _groups(model: torch.nn.Module, args: Any) -> list[dict[str, Any]]:
+def _groups(model: torch.nn.Module, args: Args) -> list[dict[str, Any]]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     galore = _galore_names(model, args) if args.use_galore else set()
     ratio = args.lorap_lr_ratio or 1.0
@@ -61,7 +61,7 @@ def _groups(model: torch.nn.Module, args: Any) -> list[dict[str, Any]]:
     return result
 
 
-def _galore_names(model: torch.nn.Module, args: Any) -> set[str]:
+def _galore_names(model: torch.nn.Module, args: Args) -> set[str]:
     """Trainable weights of linear layers whose name contains one of ``galore_target_modules`` (default: all)."""
     wanted: Iterable[str] = args.galore_target_modules or [""]
     names = {
@@ -77,7 +77,7 @@ def _galore_names(model: torch.nn.Module, args: Any) -> set[str]:
     return names
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, args: Any, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, args: Args, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning-rate schedule over ``steps`` optimizer steps, with its warm-up.
 
     ``warmup_steps`` wins over ``warmup_ratio``, which is rounded up as in Transformers.

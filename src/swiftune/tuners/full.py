@@ -35,10 +35,7 @@ def choose_parameters(model: PreTrainedModel, args: TunerArguments) -> None:
         for prefix in prefixes:
             _set([p for name, p in named if name.startswith(prefix)], train, f"--{flag} {prefix}", named[0][0])
         if regex:
-            try:
-                pattern = re.compile(regex)
-            except re.error as error:
-                raise UsageError(f"--{flag}_regex is no regular expression: {error}.") from error
+            pattern = re.compile(regex)
             _set([p for name, p in named if pattern.search(name)], train, f"--{flag}_regex {regex}", named[0][0])
     if not any(p.requires_grad for _, p in named):
         raise UsageError(

@@ -5,6 +5,7 @@ LoRA: arXiv:2106.09685. DoRA: arXiv:2402.09353. rsLoRA: arXiv:2312.03732.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from swiftune.config import TunerArguments
@@ -48,15 +49,10 @@ def _targets(args: TunerArguments) -> str | list[str]:
 
 
 def _check_names(model: PreTrainedModel, args: TunerArguments) -> None:
-    import re
-
     names = [name for name, _ in model.named_modules() if name]
     leaves = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if not any(m.children()) and name})
     if args.target_regex:
-        try:
-            pattern = re.compile(args.target_regex)
-        except re.error as error:
-            raise UsageError(f"--target_regex is no regular expression: {error}.") from error
+        pattern = re.compile(args.target_regex)
         if not any(pattern.fullmatch(name) for name in names):
             raise UsageError(
                 f"--target_regex {args.target_regex!r} matches no module of this model.",

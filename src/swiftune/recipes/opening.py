@@ -1,0 +1,55 @@
+"""What training and inference open in the same way: the model's folder, its tokenizer, and how chats are rendered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftune import hub
+from swiftune.config import ModelArguments, TemplateArguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from swiftune.data.render import LossScale, Renderer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's folder, opened as far as it goes without its weights."""
+
+    folder: Path
+    config: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that the model's configuration names."""
+        return self.config.get("dtype") or self.config.get("torch_dtype")
+
+
+class Args(ModelArguments, TemplateArguments):
+    """What is read here of a command's arguments."""
+
+
+def open_tokenizer(args: Args, *, loss_scale: LossScale = "default", raw: bool = False) -> Opened:
+    """Finds the model and opens its tokenizer.
+
+    Args:
+        loss_scale: which tokens are supervised; of no matter to inference.
+        raw: render texts as they are, without a chat template (``swift pt``).
+    """
+    from swiftune.data.render import Renderer
+    from swiftune.models.load import check_folder
+    from swiftune.models.tokenizer import load_tokenizer
+
+    folder = hub.find_model(args.model, use_hf=args.use_hf, revision=args.model_revision)
+    check_folder(folder)
+    tokenizer = load_tokenizer(folder, template=args.template, trust_remote_code=args.trust_remote_code)
+    thinking = {} if args.enable_thinking is None else {"enable_thinking": args.enable_thinking}
+    renderer = Renderer(tokenizer, system=args.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
+    config = folder / "config.json"
+    return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)

@@ -1,0 +1,231 @@
+"""``swift sft`` and ``swift pt``: rows in, a run's folder with an adapter or a model out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftune.config import PtArguments, SftArguments, save
+from swiftune.errors import Interrupted, MissingPackageError
+from swiftune.recipes.opening import Opened, open_tokenizer
+from swiftune.recipes.training_data import TrainingData, prepare
+from swiftune.runtime import hardware, seeds
+from swiftune.runtime.console import err, notice
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator, PartialState
+
+    from swiftune.train.loop import Trainer
+
+
+def pt(args: PtArguments) -> None:
+    """Continued pre-training: every token of raw text is supervised."""
+    _train(args, command="pt")
+
+
+def sft(args: SftArguments) -> None:
+    """Supervised fine-tuning: the assistant's turns are supervised."""
+    _train(args, command="sft")
+
+
+def _train(args: SftArguments, *, command: str) -> None:
+    from accelerate import PartialState
+
+    from swiftune.train import checkpoint
+
+    processes = PartialState(cpu=hardware.device().type == "cpu")
+    resume_from = _checkpoint_to_resume(args)
+    opened = open_tokenizer(args, loss_scale=args.loss_scale, raw=command == "pt")
+    dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
+    if said:
+        notice(said)
+    run = _run_folder(args, processes, resume_from)
+    with processes.main_process_first():
+        data = prepare(args, opened, processes.num_processes)
+    if processes.is_main_process:
+        data.show(opened.tokenizer, run)
+    accelerator = _accelerator(args, dtype, run)
+    trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
+    try:
+        state = trainer.train()
+    except Interrupted as stopped:
+        last = run / checkpoint.name(trainer.state.step)
+        stopped.cure = f"Go on with: swift {command} --config {run / 'args.json'} --resume_from_checkpoint {last}"
+        raise
+    finally:
+        accelerator.end_training()
+    if processes.is_main_process:
+        _say_what_is_next(args, run, run / checkpoint.name(state.step))
+
+
+def _trainer(
+    args: SftArguments,
+    opened: Opened,
+    data: TrainingData,
+    accelerator: Accelerator,
+    dtype: torch.dtype,
+    run: Path,
+    resume_from: Path | None,
+) -> Trainer:
+    """The model with what is trained of it, the optimizer, and the loop around them."""
+    from swiftune.recipes.evaluation import Evaluator
+    from swiftune.train import optim
+    from swiftune.train.loop import Trainer
+    from swiftune.train.objective import SupervisedObjective
+
+    seeds.seed_everything(args.seed, deterministic=args.full_determinism)
+    model = _model(args, opened, accelerator.device, dtype, resume_from)
+    budget = _plan_memory(args, model, data, accelerator, dtype)
+    optimizer = optim.build_optimizer(model, args)
+    schedule = optim.build_schedule(optimizer, args, steps=data.feed.steps)
+    objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    seeds.seed_everything(args.seed, process=accelerator.process_index)
+    return Trainer(
+        args,
+        objective=prepared,
+        model=model,
+        feed=data.feed,
+        optimizer=prepared_optimizer,
+        schedule=schedule,
+        accelerator=accelerator,
+        tokenizer=opened.tokenizer,
+        budget=budget,
+        dtype=dtype,
+        run=run,
+        evaluate=Evaluator(args, opened, data, objective, prepared, budget, accelerator, run) if data.val else None,
+        resume_from=None if args.resume_only_model else resume_from,
+    )
+
+
+def _model(
+    args: SftArguments, opened: Opened, device: torch.device, dtype: torch.dtype, resume_from: Path | None
+) -> Any:
+    import torch
+
+    from swiftune import tuners
+    from swiftune.models.load import load_model
+
+    full = args.train_type == "full"
+    # Full tuning keeps its weights in float32 and computes in dtype: in 16 bits small updates would be rounded away.
+    model = load_model(
+        resume_from if full and resume_from else opened.folder,
+        dtype=torch.float32 if full else dtype,
+        attn_impl=args.attn_impl,
+        device=device,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if full:
+        tuners.choose_parameters(model, args)
+        return model
+    adapter = resume_from or (Path(args.adapters[0]) if args.adapters else None)
+    return tuners.load_adapter(model, adapter, trainable=True) if adapter else tuners.attach_lora(model, args)
+
+
+def _plan_memory(
+    args: SftArguments, model: Any, data: TrainingData, accelerator: Accelerator, dtype: torch.dtype
+) -> int:
+    """Decides how many tokens a micro-batch has, and says in one line what the run will take."""
+    from swiftune.train import memory
+
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    plan = memory.plan_memory(
+        model.config,
+        free=hardware.free_memory(accelerator.device) - 12 * trained,  # gradient and AdamW's two moments, in float32
+        device=accelerator.device.type,
+        longest=data.longest,
+        asked=args.max_tokens_per_batch,
+        checkpointing=args.gradient_checkpointing,
+    )
+    if plan.checkpointing:
+        # Transformers renamed it in 5.23.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if accelerator.is_main_process:
+        err().print(
+            f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
+            f"{str(dtype).removeprefix('torch.')} on {accelerator.num_processes} x {accelerator.device.type}, "
+            f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
+            f"{', activations computed again' if plan.checkpointing else ''}.",
+            markup=False,
+        )
+    return plan.budget
+
+
+def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerator:
+    from datetime import timedelta
+
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.tracking import TensorBoardTracker
+
+    trackers: list[Any] = _trackers(args.report_to)
+    if "tensorboard" in trackers:
+        board = Path(args.logging_dir) if args.logging_dir else run / "runs"
+        trackers[trackers.index("tensorboard")] = TensorBoardTracker(board.name, board.parent)
+    accelerator = Accelerator(
+        cpu=hardware.device().type == "cpu",
+        mixed_precision={"torch.float16": "fp16", "torch.bfloat16": "bf16"}.get(str(dtype), "no"),
+        log_with=trackers or None,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False, find_unused_parameters=args.ddp_find_unused_parameters
+            ),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+        ],
+    )
+    accelerator.init_trackers(args.run_name or run.name)
+    return accelerator
+
+
+def _trackers(report_to: list[str]) -> list[str]:
+    from importlib.util import find_spec
+
+    known = ("tensorboard", "wandb", "swanlab", "trackio")
+    if "all" in report_to:
+        return [name for name in known if find_spec(name)]
+    for name in report_to:
+        if name != "none" and not find_spec(name):
+            raise MissingPackageError(f"--report_to {name} needs a package.", f"Install it: pip install {name}")
+    return [name for name in known if name in report_to]
+
+
+def _checkpoint_to_resume(args: SftArguments) -> Path | None:
+    from swiftune.train import checkpoint
+
+    asked = args.resume_from_checkpoint
+    if asked is None:
+        return None
+    folder = checkpoint.newest(Path(args.output_dir)) if asked == "true" else Path(asked)
+    if not args.resume_only_model:
+        checkpoint.read_state(folder)
+    return folder.resolve()
+
+
+def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path | None) -> Path:
+    """The run's folder, made by the main process, with the resolved arguments in it. A resumed run keeps its own."""
+    from accelerate.utils import broadcast_object_list
+
+    from swiftune.train import run_folder
+
+    own = resume_from.parent if resume_from and not args.resume_only_model else None
+    made: list[Any] = [None]
+    if processes.is_main_process:
+        output = Path(args.output_dir)
+        keeps = own is not None and output.resolve() in (own, own.parent)
+        made[0] = own if keeps else run_folder.create(output, add_version=args.add_version)
+        is_path = args.model is not None and Path(args.model).exists()
+        resolved = args.model_copy(update={"model": str(Path(args.model).resolve())}) if is_path else args
+        save(resolved, made[0] / "args.json")
+    if processes.num_processes > 1:
+        broadcast_object_list(made)
+    return Path(made[0])
+
+
+def _say_what_is_next(args: SftArguments, run: Path, last: Path) -> None:
+    err().print(f"Done. The run is in {run}", markup=False)
+    if last.exists():
+        flag = "--adapters" if args.train_type == "lora" else "--model"
+        err().print(f"Talk to it: swift infer {flag} {last}", markup=False)
