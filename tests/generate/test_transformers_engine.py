@@ -4,12 +4,15 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from swiftune.errors import UsageError
 from swiftune.generate.engine import Answer, Request, Sampling
@@ -177,28 +180,57 @@ def test_context_bounds_the_answer(
         engine.stream(Request(tokenizer.encode("a" * 40), GREEDY))
 
 
-def test_the_models_own_defaults_fill_in_and_nothing_warns(
-    folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    prompt = tokenizer.encode("Who are you?")
-    for handler in (root := logging.getLogger("transformers")).handlers:
-        handler.setLevel(logging.WARNING)
+@pytest.fixture
+def complaints(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
+    """What Transformers logs, also what it has logged before and would not log again."""
+    root = logging.getLogger("transformers")
+    transformers_logging.warning_once.cache_clear()
     root.addHandler(caplog.handler)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    own = model.generation_config
-    own.do_sample, own.temperature, own.top_k, own.top_p, own.repetition_penalty = True, 0.8, 5, 0.95, 1.2
-    own.max_new_tokens, own.min_p = 6, 0.01
+    yield caplog.records
+    root.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling(seed=1)])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.9},
+        {"max_length": 100},
+        {"max_length": 100, "max_new_tokens": 5},
+    ],
+)
+def test_nothing_warns(
+    model: Any,
+    tokenizer: Any,
+    own: dict[str, Any],
+    sampling: Sampling,
+    complaints: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = GenerationConfig(**model.generation_config.to_diff_dict(), **own)
+    monkeypatch.setattr(model, "generation_config", config)
+    before = config.to_dict()
+    limited = replace(sampling, max_new_tokens=sampling.max_new_tokens or config.max_new_tokens or 9)
+    alone(TransformersEngine(model, tokenizer), Request(tokenizer.encode("Who are you?"), limited))
+    assert not complaints
+    assert model.generation_config is config
+    assert config.to_dict() == before
+
+
+def test_the_models_own_defaults_fill_in(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = tokenizer.encode("Who are you?")
+    own = GenerationConfig(
+        **model.generation_config.to_diff_dict(),
+        **{"do_sample": True, "temperature": 0.8, "top_k": 5, "top_p": 0.95, "repetition_penalty": 1.2},
+        max_new_tokens=6,
+    )
+    monkeypatch.setattr(model, "generation_config", own)
     engine = TransformersEngine(model, tokenizer)
     silent = alone(engine, Request(prompt, Sampling(seed=5)))
-    spoken = alone(engine, Request(prompt, Sampling(6, 0.8, 0.95, 5, 1.2, seed=5)))
-    assert silent.token_ids == spoken.token_ids
+    assert silent.token_ids == alone(engine, Request(prompt, Sampling(6, 0.8, 0.95, 5, 1.2, seed=5))).token_ids
     greedy = alone(engine, Request(prompt, Sampling(temperature=0, repetition_penalty=1.0)))
     assert greedy.token_ids == by_hand(model, Request(prompt, Sampling(6)))
-    own.max_new_tokens, own.max_length = None, 20
-    alone(engine, Request(prompt, GREEDY))
-    root.removeHandler(caplog.handler)
-    assert not caplog.records
-    assert own.temperature == 0.8  # untouched
 
 
 def test_closing_a_stream_stops_the_work(tokenizer: Any, engine: TransformersEngine) -> None:

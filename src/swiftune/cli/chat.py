@@ -11,6 +11,7 @@ from swiftune.runtime.console import err
 
 if TYPE_CHECKING:
     from swiftune.cli.keyboard import Keyboard
+    from swiftune.config import InferArguments
     from swiftune.generate.conversation import Conversation
 
 HELP = """\
@@ -30,6 +31,13 @@ _ALIASES = {
     "multi-line": "/multi",
     "single-line": "/single",
 }
+
+
+def infer(args: InferArguments) -> None:
+    """The command."""
+    from swiftune.recipes.infer import infer
+
+    infer(args, talk)
 
 
 def talk(conversation: Conversation, stream: bool) -> None:

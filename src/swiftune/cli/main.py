@@ -26,18 +26,21 @@ class Command:
     recipe: str
     """``module:function`` that is called with them."""
     usage: str
+    handed: tuple[str, ...] = ()
+    """``module:function`` of this floor that the recipe is called with besides."""
 
 
 _TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
 
 COMMANDS = {
-    "sft": Command("fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN),
-    "pt": Command("go on training a model on raw text", "PtArguments", "swiftune.recipes.sft:pt", _TRAIN),
+    "sft": Command("fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN, True),
+    "pt": Command("go on training a model on raw text", "PtArguments", "swiftune.recipes.sft:pt", _TRAIN, True),
     "infer": Command(
         "chat with a model, or answer the rows of a data set",
         "InferArguments",
-        "swiftune.recipes.infer:infer",
+        "swiftune.cli.chat:infer",
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
+        handed=("swiftune.cli.chat:talk",),
     ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
@@ -90,7 +93,7 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise _no_such(name)
     command = COMMANDS[name]
-    arguments: type[Arguments] = getattr(import_module("swiftune.config"), command.arguments)
+    arguments: type[Arguments] = _named(f"swiftune.config:{command.arguments}")
     if "--help" in rest or "-h" in rest:
         from swiftune.cli.help import page
 
@@ -99,9 +102,18 @@ def _run(words: list[str]) -> int:
     from swiftune.config.parse import parse
 
     args = parse(arguments, rest)
-    module, _, function = command.recipe.partition(":")
-    recipe: Callable[[Any], int | None] = getattr(import_module(module), function)
-    return recipe(args) or 0
+    if command.distributed:
+        from swiftune.runtime.launch import relaunch
+
+        if (code := relaunch(words)) is not None:
+            return code
+    recipe: Callable[..., int | None] = _named(command.recipe)
+    return recipe(args, *(_named(name) for name in command.handed)) or 0
+
+
+def _named(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(import_module(module), function)
 
 
 def _no_such(name: str) -> ArgumentsError:

@@ -62,7 +62,8 @@ class TransformersEngine:
         max_batch_size: int = 8,
     ) -> None:
         self._model, self._tokenizer, self._max_batch_size = model, tokenizer, max_batch_size
-        self._defaults: GenerationConfig = model.generation_config
+        self._owner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._defaults: GenerationConfig = self._owner.generation_config
         eos = self._defaults.eos_token_id
         self._stop_ids = {*stop_ids, *([eos] if isinstance(eos, int) else eos or [])}
 
@@ -156,31 +157,29 @@ class TransformersEngine:
         # penalised as a repetition.
         ids_BT = torch.tensor([[row.prompt[0]] * (length - len(row.prompt)) + row.prompt for row in rows])
         mask_BT = torch.tensor([[0] * (length - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        device = self._model.device
-        watch = _Watch(rows, on_text)
-        was_training = self._model.training
+        device, was_training, config = self._model.device, self._model.training, self._config(rows)
         self._model.eval()
+        # Transformers fills the blanks of a configuration from the model's own, and warns where the two are at odds.
+        self._owner.generation_config = config
         try:
             self._model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
-                generation_config=self._config(rows, length),
+                generation_config=config,
                 logits_processor=_sampler(rows, device),
-                stopping_criteria=StoppingCriteriaList([watch]),
+                stopping_criteria=StoppingCriteriaList([_Watch(rows, on_text)]),
             )
         finally:
+            self._owner.generation_config = self._defaults
             self._model.train(was_training)
 
-    def _config(self, rows: list[_Row], length: int) -> GenerationConfig:
+    def _config(self, rows: list[_Row]) -> GenerationConfig:
         """The model's own generation_config, as far as this engine does not decide itself."""
         config = copy.deepcopy(self._defaults)
-        new = max(row.limit for row in rows)
-        # Transformers warns when both limits are set, and takes up whichever the model itself sets.
-        by_new = self._defaults.max_new_tokens is not None
-        config.max_new_tokens, config.max_length = (new, None) if by_new else (None, length + new)
-        # The processors given do the sampling: to ``generate`` this is greedy, and it warns of settings it ignores.
+        config.max_length, config.max_new_tokens = None, max(row.limit for row in rows)
+        # The processors given do the sampling: to ``generate`` this is greedy.
         config.do_sample, config.num_beams, config.num_return_sequences = False, 1, 1
-        config.temperature, config.top_k, config.top_p, config.min_p, config.typical_p = 1.0, 50, 1.0, 0.0, 1.0
+        config.temperature = config.top_k = config.top_p = config.min_p = config.typical_p = None
         config.repetition_penalty = rows[0].kind[-1]
         config.eos_token_id = sorted(self._stop_ids) or None
         config.pad_token_id = _first(self._tokenizer.pad_token_id, *config.eos_token_id or (), 0)
