@@ -26,21 +26,24 @@ class Command:
     recipe: str
     """``module:function`` that is called with them."""
     usage: str
-    handed: tuple[str, ...] = ()
-    """``module:function`` of this floor that the recipe is called with besides."""
+    distributed: bool = False
+    """Starts again as NPROC_PER_NODE processes where that is asked for."""
 
 
 _TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
 
 COMMANDS = {
-    "sft": Command("fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN, True),
-    "pt": Command("go on training a model on raw text", "PtArguments", "swiftune.recipes.sft:pt", _TRAIN, True),
+    "sft": Command(
+        "fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN, distributed=True
+    ),
+    "pt": Command(
+        "go on training a model on raw text", "PtArguments", "swiftune.recipes.sft:pt", _TRAIN, distributed=True
+    ),
     "infer": Command(
         "chat with a model, or answer the rows of a data set",
         "InferArguments",
         "swiftune.cli.chat:infer",
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
-        handed=("swiftune.cli.chat:talk",),
     ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
@@ -108,7 +111,7 @@ def _run(words: list[str]) -> int:
         if (code := relaunch(words)) is not None:
             return code
     recipe: Callable[..., int | None] = _named(command.recipe)
-    return recipe(args, *(_named(name) for name in command.handed)) or 0
+    return recipe(args) or 0
 
 
 def _named(name: str) -> Any:

@@ -11,6 +11,7 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.record import load, save
 from swiftune.config.training import (
     EvaluationArguments,
     LengthArguments,
@@ -37,4 +38,6 @@ __all__ = [
     "TemplateArguments",
     "TrainArguments",
     "TunerArguments",
+    "load",
+    "save",
 ]

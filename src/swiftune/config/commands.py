@@ -80,3 +80,11 @@ class InferArguments(
 
 class DoctorArguments(Arguments):
     """Arguments of ``swift doctor``: it takes none."""
+
+
+COMMANDS: dict[str, type[Arguments]] = {
+    "sft": SftArguments,
+    "pt": PtArguments,
+    "infer": InferArguments,
+    "doctor": DoctorArguments,
+}

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from swiftune.config import compat, rules
+from swiftune.config.commands import COMMANDS
 from swiftune.config.declare import Arguments, arguments_of
 from swiftune.config.given import Given, Words, read_command_line, read_file
 from swiftune.config.values import RECORDED, Kind
@@ -149,7 +150,7 @@ class _Reader(Generic[A]):
         if given.name in compat.UNNEEDED:
             notice(f"{given.place} has no effect here: {compat.UNNEEDED[given.name]}.")
         elif self.is_anyones(given.name):
-            commands = " and ".join(c for c in _commands() if given.name in arguments_of(_commands()[c]))
+            commands = " and ".join(name for name, cls in COMMANDS.items() if given.name in arguments_of(cls))
             self.mistakes.append(f"{given.place} is an argument of swift {commands}, not of this command.")
         elif compat.is_known(given.name):
             advice = compat.not_built(given.name, word or "true")
@@ -163,13 +164,7 @@ class _Reader(Generic[A]):
     @staticmethod
     def is_anyones(name: str) -> bool:
         """Whether it is an argument of some command."""
-        return any(name in arguments_of(command) for command in _commands().values())
-
-
-def _commands() -> dict[str, type[Arguments]]:
-    from swiftune.config.commands import InferArguments, PtArguments, SftArguments
-
-    return {"sft": SftArguments, "pt": PtArguments, "infer": InferArguments}
+        return any(name in arguments_of(command) for command in COMMANDS.values())
 
 
 def _from_words(kind: Kind, words: Words) -> Any:

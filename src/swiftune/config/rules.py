@@ -87,13 +87,6 @@ def full_training_of_an_adapter(args: Any) -> str | None:
     return None
 
 
-@rule("adapters", "resume_from_checkpoint")
-def two_beginnings(args: Any) -> str | None:
-    if args.adapters and args.resume_from_checkpoint:
-        return "--adapters and --resume_from_checkpoint are at odds: the checkpoint brings its own weights."
-    return None
-
-
 @rule("resume_only_model", "resume_from_checkpoint")
 def resume_from_what(args: Any) -> str | None:
     if args.resume_only_model and not args.resume_from_checkpoint:
