@@ -69,6 +69,7 @@ def _trainer(
     resume_from: Path | None,
 ) -> Trainer:
     """The model with what is trained of it, the optimizer, and the loop around them."""
+    from swiftune.recipes import run_record
     from swiftune.recipes.evaluation import Evaluator
     from swiftune.train import optim
     from swiftune.train.loop import Trainer
@@ -77,6 +78,8 @@ def _trainer(
     seeds.seed_everything(args.seed, deterministic=args.full_determinism)
     model = _model(args, opened, accelerator.device, dtype, resume_from)
     budget = _plan_memory(args, model, data, accelerator, dtype)
+    if accelerator.is_main_process:
+        run_record.write(run, args, data, accelerator, budget=budget)
     optimizer = optim.build_optimizer(model, args)
     schedule = optim.build_schedule(optimizer, args, steps=data.feed.steps)
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)

@@ -12,7 +12,7 @@ from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
 from swiftune.errors import UsageError
 from swiftune.recipes.opening import Opened
-from swiftune.runtime.console import err, notice
+from swiftune.runtime.console import err
 from swiftune.train.feed import EpochFeed, Feed, RowStore, StreamFeed
 from swiftune.types import Row
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from swiftune.data.store import SampleStore
-
-BUILT_IN = "swift/self-cognition"
-"""The data set where none is named."""
+    from swiftune.data.tokens import TokenStore
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class TrainingData:
     val: RowStore | None
     val_samples: SampleStore | None
     """The rows of ``val`` before they were tokenized."""
+    tokens: dict[str, int]
+    """``train`` and ``supervised`` tokens in one pass over the training rows; empty for a stream."""
     hashes: dict[str, str]
     """SHA-256 of every file read."""
     ledger: Ledger
@@ -63,8 +63,6 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
     from swiftune.data.load import load_samples, split
 
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    if not args.dataset:
-        notice(f"No --dataset is named; the built-in {BUILT_IN} is used.")
     ledger = Ledger()
 
     def load(names: list[str]) -> SampleStore:
@@ -79,7 +77,7 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
 
     if args.streaming:
         raise UsageError("streaming comes next")
-    samples = load(args.dataset or [BUILT_IN])
+    samples = load(args.dataset)
     if args.val_dataset:
         train, val = samples, load(args.val_dataset)
     else:
@@ -101,12 +99,13 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
         rows_per_step,
         val_rows,
         val if len(val) else None,
+        {"train": int(rows.lengths.sum()), "supervised": rows.supervised},
         samples.hashes | val.hashes,
         ledger,
     )
 
 
-def _tokenize(samples: SampleStore, args: SftArguments, opened: Opened, ledger: Ledger) -> RowStore:
+def _tokenize(samples: SampleStore, args: SftArguments, opened: Opened, ledger: Ledger) -> TokenStore:
     from swiftune.data.tokens import tokenize
 
     return tokenize(

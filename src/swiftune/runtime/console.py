@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from swiftune.runtime.launch import is_main_process
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,14 +27,14 @@ _said: set[str] = set()
 
 def notice(text: str) -> None:
     """Says a thing worth knowing, once per process, on one line of stderr."""
-    if text not in _said:
+    if text not in _said and is_main_process():
         _said.add(text)
         err().print(f"[cyan]note[/] {_escape(text)}")
 
 
 def warn(text: str) -> None:
     """Says a thing that may be a mistake, once per process, on one line of stderr."""
-    if text not in _said:
+    if text not in _said and is_main_process():
         _said.add(text)
         err().print(f"[yellow]warning[/] {_escape(text)}")
 
