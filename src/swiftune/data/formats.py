@@ -108,7 +108,7 @@ def _recognise(row: Columns, needs_answer: bool) -> Callable[[Columns], list[Mes
         return found
     seen = ", ".join(str(key) for key in row) or "none"
     if {"instruction", *_QUESTIONS} & set(row):
-        raise RowFault(NO_ANSWER_COLUMN, f"columns: {seen}; read as answer: output, {', '.join(_ANSWERS)}")
+        raise RowFault(NO_ANSWER_COLUMN, f"columns: {seen}; read as answer: {', '.join(_ANSWERS)}")
     raise RowFault(UNKNOWN_COLUMNS, f"columns: {seen}; known: {KNOWN}; map others with --columns")
 
 
@@ -137,7 +137,8 @@ def _reader(keys: set[Any], needs_answer: bool) -> Callable[[Columns], list[Mess
 
 def _alpaca(row: Columns, answer: str | None) -> list[Message]:
     instruction = text(row["instruction"], "instruction")
-    context = optional_text(row, "input")
+    # Some rows of alpaca-gpt4-data-zh label their input with the word for it; ms-swift drops that, too.
+    context = optional_text(row, "input").removeprefix("输入：")
     question = f"{instruction}\n{context}" if instruction and context else instruction or context
     return _turn(row, question, answer)
 

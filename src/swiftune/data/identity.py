@@ -29,7 +29,10 @@ class Identity:
         """The same with the defaults filled in."""
         missing = [flag for flag, value in (("--model_name", self.name), ("--model_author", self.author)) if not value]
         if missing:
-            notice(f"{' and '.join(missing)} not given: the model is taught the name swift-robot and the author swift.")
+            notice(
+                f"{' and '.join(missing)} not given: where a self-cognition row has {{{{NAME}}}} and {{{{AUTHOR}}}}, "
+                "the model is taught to be swift-robot by swift."
+            )
         return Identity(self.name or ("swift-robot",) * 2, self.author or ("swift",) * 2)
 
     def fill(self, row: Any) -> Any:

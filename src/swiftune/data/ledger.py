@@ -81,8 +81,11 @@ class Ledger:
         """The account for the terminal: one line of totals, then a line for each reason with its first places."""
         lines = [f"{self.read:,} rows read = {self.used:,} used + {self.aside:,} set aside"]
         for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1]):
-            places = ", ".join(f"{e.place}{f' ({e.detail})' if e.detail else ''}" for e in self.examples[reason])
-            lines.append(f"  {count:,} × {reason}: {places}{', …' if count > EXAMPLES else ''}")
+            shown, said = [], ""
+            for entry in self.examples[reason]:  # a detail that repeats is told once
+                shown.append(f"{entry.place}{f' ({entry.detail})' if entry.detail not in ('', said) else ''}")
+                said = entry.detail
+            lines.append(f"  {count:,} × {reason}: {', '.join(shown)}{', …' if count > EXAMPLES else ''}")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:
