@@ -149,6 +149,6 @@ def _check_tokens(template: str, text: str, tokenizer: PreTrainedTokenizerBase) 
     unknown = [marker for marker in markers if len(tokenizer(marker, add_special_tokens=False)["input_ids"]) != 1]
     if unknown:
         warn(
-            f"--template {template}: this tokenizer has no token for {', '.join(unknown)}, and spells out as plain text "
-            "what marks the turns."
+            f"--template {template}: this tokenizer has no token for {', '.join(unknown)}, and spells out "
+            "in plain text what marks the turns."
         )

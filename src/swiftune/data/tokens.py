@@ -1,0 +1,352 @@
+"""Samples to rows of tokens: once per content, on disk, mapped into memory.
+
+An entry of the cache is a folder: ``rows.arrow`` (the rows), ``faults.jsonl`` (samples set aside: index, reason,
+detail) and ``about.json``. Its key is made of the samples, of everything that decides how they are rendered, and of how
+they are cut, so it is never out of date. It is complete or not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from swiftune.data.ledger import Ledger, RowFault
+from swiftune.errors import DataError, OutputError
+from swiftune.runtime import paths
+from swiftune.runtime.console import err
+from swiftune.types import IGNORE, Row, Sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from swiftune.data.render import Renderer
+
+TruncationStrategy = Literal["delete", "left", "right"]
+"""What becomes of a sequence longer than ``max_length``: its row is set aside, or it loses its left or right end."""
+
+Fault = tuple[int, str, str]
+"""Index of the sample, reason, detail."""
+
+TOO_LONG = "longer than max_length"
+CUT_AWAY = "nothing to learn: max_length cuts every supervised token away"
+NOTHING = "nothing to learn: no supervised token"
+
+_BATCH = 512
+"""Samples that are rendered, and written, at once."""
+_BAR_AFTER = 2.0
+"""Seconds from which on tokenizing shows a progress bar."""
+
+
+class TokenStore(Sequence[Row]):
+    """Rows on disk.
+
+    Attributes:
+        cached: whether the rows were there already, so that nothing was tokenized.
+        lengths: tokens of each row.
+        supervised: supervised tokens of all rows.
+    """
+
+    def __init__(self, folder: Path, cached: bool = True) -> None:
+        self.folder = folder
+        self.cached = cached
+        self.supervised: int = json.loads((folder / "about.json").read_text(encoding="utf-8"))["supervised"]
+        batches = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
+        self._ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+        offsets = [np.diff(batch.column("ids").offsets.to_numpy()) for batch in batches]
+        self.lengths: np.ndarray[Any, np.dtype[np.int32]] = np.concatenate([*offsets, np.empty(0, np.int32)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # no slices: nobody needs them
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        batch = self._reader.get_batch(number)
+        at = index - (int(self._ends[number - 1]) if number else 0)
+        ids_T, spans, lengths = (_cell(batch.column(name), at) for name in ("ids", "spans", "lengths"))
+        labels_T = np.full_like(ids_T, IGNORE)
+        for start, end in spans.reshape(-1, 2):
+            labels_T[start:end] = ids_T[start:end]
+        return Row(ids_T.copy(), labels_T, tuple(lengths.tolist()))
+
+    def faults(self) -> Iterator[Fault]:
+        """The samples that are no rows."""
+        with (self.folder / "faults.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                index, reason, detail = json.loads(line)
+                yield index, reason, detail
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        import pyarrow as pa
+
+        return pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow")))
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+        return TokenStore, (self.folder,)
+
+
+def tokenize(
+    samples: Sequence[Sample],
+    renderer: Renderer,
+    *,
+    max_length: int,
+    truncation_strategy: TruncationStrategy = "delete",
+    ledger: Ledger,
+    cache_dir: Path | None = None,
+    num_proc: int = 1,
+) -> TokenStore:
+    """The rows of all samples, in order; taken from the cache if they were tokenized before.
+
+    Args:
+        samples: counted as used in the ledger; those that cannot be are withdrawn.
+        renderer: makes rows of them.
+        max_length: the most tokens that a sequence may have.
+        truncation_strategy: what becomes of longer ones. ``left`` keeps the end: the system prompt goes first.
+        ledger: is told of every sample that is no row, also where the rows come from the cache.
+        cache_dir: where the rows are kept; ``runtime.paths.cache_dir()/tokens`` by default.
+        num_proc: processes. One already uses all cores for the tokenizer; more help where templates take the time.
+
+    Raises:
+        DataError: no row is left.
+        OutputError: the cache cannot be written.
+    """
+    target = (cache_dir or paths.cache_dir() / "tokens") / _key(samples, renderer, max_length, truncation_strategy)
+    with paths.locked(f"tokens-{target.name}"):
+        cached = target.is_dir()
+        if not cached:
+            try:
+                with paths.staged(target) as folder:
+                    _write(folder, _Job(samples, renderer, max_length, truncation_strategy), num_proc)
+            except OSError as error:
+                raise OutputError(
+                    f"The cache {target.parent} cannot be written: {error.strerror or error}.",
+                    "Set SWIFTUNE_CACHE to a folder with room.",
+                ) from None
+    store = TokenStore(target, cached)
+    for index, reason, detail in store.faults():
+        ledger.withdraw(samples[index].place, reason, detail)
+    if not len(store):
+        raise _nothing_left(((samples[index], reason, detail) for index, reason, detail in store.faults()), max_length)
+    return store
+
+
+def tokenize_stream(
+    samples: Iterable[Sample],
+    renderer: Renderer,
+    *,
+    max_length: int,
+    truncation_strategy: TruncationStrategy = "delete",
+    ledger: Ledger,
+) -> Iterator[Row]:
+    """``tokenize`` for samples that are read as they are needed: nothing is kept.
+
+    Raises:
+        DataError: the samples have ended and none was a row.
+    """
+    faults: list[tuple[Sample, str, str]] = []
+    any_row = False
+    iterator = iter(samples)
+    while batch := list(itertools.islice(iterator, 64)):
+        for sample, row in zip(batch, renderer.rows(batch), strict=True):
+            fitted = fit(row, max_length, truncation_strategy)
+            if isinstance(fitted, RowFault):
+                ledger.withdraw(sample.place, fitted.reason, fitted.detail)
+                faults = faults if any_row else [*faults[:999], (sample, fitted.reason, fitted.detail)]
+            else:
+                any_row = True
+                yield fitted
+    if not any_row:
+        raise _nothing_left(faults, max_length)
+
+
+def fit(row: Row | RowFault, max_length: int, strategy: TruncationStrategy) -> Row | RowFault:
+    """The row with no sequence longer than ``max_length``, or why there is none."""
+    if isinstance(row, RowFault):
+        return row
+    if max(row.lengths) <= max_length:
+        return row if row.supervised else RowFault(NOTHING)
+    if strategy == "delete":
+        return RowFault(TOO_LONG, f"{max(row.lengths)} tokens")
+    pieces, start = [], 0
+    for length in row.lengths:
+        keep = min(length, max_length)
+        first = start + (length - keep if strategy == "left" else 0)
+        if (row.labels_T[first + 1 : first + keep] != IGNORE).any():
+            pieces.append(slice(first, first + keep))
+        start += length
+    if not pieces:
+        return RowFault(CUT_AWAY, f"{max(row.lengths)} tokens")
+    ids_T, labels_T = (np.concatenate([array[piece] for piece in pieces]) for array in (row.ids_T, row.labels_T))
+    return Row(ids_T, labels_T, tuple(piece.stop - piece.start for piece in pieces))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What it takes to tokenize any stretch of the samples; what a process of its own is given."""
+
+    samples: Sequence[Sample]
+    renderer: Renderer
+    max_length: int
+    strategy: TruncationStrategy
+
+    def batch(self, start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:
+        """The rows of the samples from ``start`` on, their supervised tokens, and the samples that are none."""
+        samples = [self.samples[index] for index in range(start, min(start + _BATCH, len(self.samples)))]
+        rows: list[Row] = []
+        faults: list[Fault] = []
+        for index, row in enumerate(self.renderer.rows(samples), start):
+            fitted = fit(row, self.max_length, self.strategy)
+            if isinstance(fitted, RowFault):
+                faults.append((index, fitted.reason, fitted.detail))
+            else:
+                rows.append(fitted)
+        return _columns(rows), sum(row.supervised for row in rows), faults
+
+
+def _write(folder: Path, job: _Job, num_proc: int) -> None:
+    import pyarrow as pa
+
+    supervised = 0
+    with (
+        (folder / "faults.jsonl").open("w", encoding="ascii") as lines,
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as out,
+        pa.ipc.new_file(out, _columns([]).schema) as writer,
+    ):
+        for batch, learned, faults in _shown(_batches(job, num_proc), len(job.samples)):
+            writer.write_batch(batch)
+            supervised += learned
+            lines.writelines(json.dumps(fault) + "\n" for fault in faults)
+    (folder / "about.json").write_text(json.dumps({"supervised": supervised}), encoding="utf-8")
+
+
+def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, list[Fault]]]:
+    """All batches in order, from this process or from several."""
+    starts = range(0, len(job.samples), _BATCH)
+    processes = min(num_proc, len(starts))
+    if processes <= 1:
+        yield from map(job.batch, starts)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (job,)) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for start in starts:
+                waiting.append(pool.submit(_batch_here, start))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_here: _Job
+"""The job of this process, where it is one of several."""
+
+
+def _set_up(job: _Job) -> None:
+    global _here
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what runs at the same time
+    _here = job
+
+
+def _batch_here(start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:
+    return _here.batch(start)
+
+
+def _columns(rows: Sequence[Row]) -> pa.RecordBatch:
+    """A record batch: the ids, where supervised tokens start and end, and the lengths of sequences."""
+    import pyarrow as pa
+
+    def lists(values: list[np.ndarray[Any, Any]]) -> pa.Array:
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        return pa.ListArray.from_arrays(offsets, np.concatenate([*values, np.empty(0, np.int32)], dtype=np.int32))
+
+    columns: dict[str, list[np.ndarray[Any, Any]]] = {
+        "ids": [row.ids_T for row in rows],
+        "spans": [_edges(row.labels_T != IGNORE) for row in rows],
+        "lengths": [np.asarray(row.lengths) for row in rows],
+    }
+    return pa.RecordBatch.from_arrays([lists(values) for values in columns.values()], names=list(columns))
+
+
+def _edges(mask_T: np.ndarray[Any, np.dtype[np.bool_]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where runs of True start and end: ``[start, end, start, end, ...]``."""
+    padded = np.zeros(len(mask_T) + 2, dtype=bool)
+    padded[1:-1] = mask_T
+    return np.flatnonzero(padded[1:] != padded[:-1])
+
+
+def _cell(column: Any, at: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """One list of a list column, without a copy."""
+    start, end = column.offsets[at].as_py(), column.offsets[at + 1].as_py()
+    return column.values.slice(start, end - start).to_numpy()  # type: ignore[no-any-return]
+
+
+def _key(samples: Sequence[Sample], renderer: Renderer, max_length: int, strategy: TruncationStrategy) -> str:
+    """The name of the cache entry: a hash of everything that the rows depend on."""
+    fingerprint = getattr(samples, "fingerprint", None)
+    if fingerprint is None:
+        content = hashlib.sha256()
+        for sample in samples:
+            content.update(json.dumps([sample.messages, sample.tools], sort_keys=True).encode() + b"\n")
+        fingerprint = content.hexdigest()
+    code = Path(__file__).read_text(encoding="utf-8")
+    parts = [fingerprint, renderer.fingerprint, max_length, strategy, code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _shown(
+    batches: Iterable[tuple[pa.RecordBatch, int, list[Fault]]], total: int
+) -> Iterator[tuple[pa.RecordBatch, int, list[Fault]]]:
+    """The same batches, with a progress bar where it takes long and a person looks on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err(), transient=True)
+    task = progress.add_task("", total=total)
+    began = time.monotonic()
+    try:
+        for batch in batches:
+            if err().is_terminal and time.monotonic() - began > _BAR_AFTER:
+                progress.start()
+            progress.advance(task, _BATCH)
+            yield batch
+    finally:
+        progress.stop()
+
+
+def _nothing_left(faults: Iterable[tuple[Sample, str, str]], max_length: int) -> DataError:
+    """What to raise where no row can be used, out of what was wrong with each."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    shortest = 0
+    for sample, reason, detail in faults:
+        counts[reason] += 1
+        first.setdefault(reason, f"{sample.place}{f': {detail}' if detail else ''}")
+        if reason == TOO_LONG:
+            tokens = int(detail.split()[0])
+            shortest = min(shortest or tokens, tokens)
+    if set(counts) == {TOO_LONG}:
+        return DataError(
+            f"Every row is longer than --max_length {max_length}: the shortest has {shortest} tokens.",
+            f"Set --max_length {shortest} or more, or cut the rows with --truncation_strategy left or right.",
+        )
+    lines = "".join(f"\n  {count:,} × {reason} ({first[reason]})" for reason, count in counts.most_common())
+    cure = f"Raise --max_length, it is {max_length}." if CUT_AWAY in counts or TOO_LONG in counts else ""
+    return DataError(f"No row can be used:{lines or ' there are none.'}", f"\n{cure}".rstrip())
