@@ -39,7 +39,8 @@ class SwiftuneError(Exception):
         self.cure = cure
 
     def __str__(self) -> str:
-        return f"{self.what} {self.cure}".strip()
+        between = "\n" if "\n" in self.what else " "
+        return f"{self.what}{between}{self.cure}".strip()
 
 
 class UsageError(SwiftuneError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from swiftune.errors import DownloadError, NotFoundError, SwiftuneError, UsageError
@@ -45,7 +46,7 @@ def _find(kind: Kind, name: str, use_hf: bool, revision: str | None) -> Path:
     if found := builtin.find(kind, name):
         return found
     looked.append(f"the built-in {kind}s: {', '.join(builtin.NAMES[kind])}")
-    if not ID.fullmatch(name) or (kind == "dataset" and name.endswith(DATA_SUFFIXES)):
+    if not _is_id(kind, name):
         raise _nowhere(kind, name, looked)
     if found := _in_mirror(kind, name, looked):
         return found
@@ -59,7 +60,9 @@ def _find(kind: Kind, name: str, use_hf: bool, revision: str | None) -> Path:
     return _download(hubs[wants_hf], kind, name, revision, looked)
 
 
-DATA_SUFFIXES = tuple(pattern.removeprefix("*") for pattern in DATA)
+def _is_id(kind: Kind, name: str) -> bool:
+    is_file = kind == "dataset" and any(fnmatch(name, pattern) for pattern in DATA)
+    return bool(ID.fullmatch(name)) and not is_file
 
 
 def _in_mirror(kind: Kind, name: str, looked: list[str]) -> Path | None:
@@ -153,15 +156,22 @@ def _mirrored(root: Path) -> list[str]:
 
 
 def _nowhere(kind: Kind, name: str, looked: list[str]) -> NotFoundError:
-    root = _mirror()
-    near = _nearest(name, [*builtin.NAMES[kind], *(_mirrored(root) if root and root.is_dir() else [])])
-    cures = [f"Did you mean {' or '.join(near)}?"] if near else []
-    if ID.fullmatch(name):
-        cures.append(f"Name its folder, or set {MIRROR} to a folder that holds org/name")
-        asked_hf = any(place.startswith("Hugging Face (") for place in looked)
-        cures[-1] += "." if asked_hf else ", or take it from Hugging Face with --use_hf true."
+    if _is_id(kind, name):
+        root = _mirror()
+        near = _nearest(name, [*builtin.NAMES[kind], *(_mirrored(root) if root and root.is_dir() else [])])
+        cure = f"Name its folder, or set {MIRROR} to a folder that holds org/name"
+        if any(place.startswith("Hugging Face (") for place in looked):
+            cure += "."
+        else:
+            cure += ", or take it from Hugging Face with --use_hf true."
+    else:
+        folder = Path(name).expanduser().parent
+        beside = [str(folder / each.name) for each in folder.iterdir()] if folder.is_dir() else []
+        near = _nearest(name, [*builtin.NAMES[kind], *beside])
+        cure = "It is no id of the form org/name either, so no hub was asked."
+    cures = [f"Did you mean {' or '.join(near)}?", cure] if near else [cure]
     places = "\n".join(f"  - {place}" for place in looked)
-    return NotFoundError(f"The {kind} {name!r} was not found. Looked in:\n{places}\n", " ".join(cures))
+    return NotFoundError(f"The {kind} {name!r} was not found. Looked in:\n{places}", " ".join(cures))
 
 
 def _nearest(name: str, known: list[str]) -> list[str]:
