@@ -107,7 +107,11 @@ def _recognise(row: Columns, needs_answer: bool) -> Callable[[Columns], list[Mes
     if found:
         return found
     seen = ", ".join(str(key) for key in row) or "none"
-    if {"instruction", *_QUESTIONS} & set(row):
+    raw = next((key for key in ("text", "response") if key in row), None)
+    questions = {"instruction", *_QUESTIONS} & set(row)
+    if raw and not questions:  # not even an empty column for a question
+        return lambda row: [{"role": "assistant", "content": text(row[raw], raw)}]
+    if questions:
         raise RowFault(NO_ANSWER_COLUMN, f"columns: {seen}; read as answer: {', '.join(_ANSWERS)}")
     raise RowFault(UNKNOWN_COLUMNS, f"columns: {seen}; known: {KNOWN}; map others with --columns")
 
@@ -125,10 +129,6 @@ def _reader(keys: set[Any], needs_answer: bool) -> Callable[[Columns], list[Mess
         return lambda row: _alpaca(row, "output" if "output" in keys else answer)
     if question and (answer or not needs_answer):
         return lambda row: _pair(row, question, answer)
-    if "text" in keys:
-        return lambda row: [{"role": "assistant", "content": text(row["text"], "text")}]
-    if answer == "response":  # raw text as ms-swift has it
-        return lambda row: [{"role": "assistant", "content": text(row["response"], "response")}]
     return None
 
 
@@ -172,7 +172,7 @@ def _preference(row: Columns) -> list[Message]:
     if any(message["role"] == "user" for message in answer):  # the whole conversation is in the column
         return answer
     others = {key for key, value in row.items() if value is not None and key not in _ANSWERS and key != "output"}
-    reader = _reader(others - {"chosen", "text"}, needs_answer=False)
+    reader = _reader(others - {"chosen"}, needs_answer=False)
     if reader is None:
         raise RowFault(NO_QUESTION, f"columns: {', '.join(str(key) for key in row)}")
     return reader(row) + answer

@@ -90,8 +90,8 @@ class JsonText:
             except (ValueError, RecursionError) as error:
                 why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                 raise BrokenJson(self._line, why) from None
-            if end == len(self._window) and self._more():  # a number may go on
-                continue
+            if isinstance(value, int | float) and end > len(self._window) - _NEAR_END and self._more():
+                continue  # a number may go on: 1.5 | e+16
             self._move(end)
             return value
 

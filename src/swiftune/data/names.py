@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 from swiftune.errors import UsageError
 
@@ -27,7 +27,7 @@ class DatasetName:
         Raises:
             UsageError: there is no id, or what follows ``#`` is no positive number of rows or percentage.
         """
-        rest, mark, amount = ("", "", "") if Path(text).exists() else text.rpartition("#")
+        rest, mark, amount = ("", "", "") if os.path.exists(text) else text.rpartition("#")
         if not mark:
             return cls._with_subset(text, text)
         if re.fullmatch(r"[0-9]+", amount) and int(amount) > 0:
@@ -43,9 +43,7 @@ class DatasetName:
     def _with_subset(
         cls, text: str, rest: str, *, count: int | None = None, percent: Decimal | None = None
     ) -> DatasetName:
-        name, mark, subset = (rest, "", "") if Path(rest).exists() else rest.rpartition(":")
-        if not mark:
-            name = rest
+        name, mark, subset = (rest, "", "") if ":" not in rest or os.path.exists(rest) else rest.rpartition(":")
         if not name.strip() or (mark and not subset.strip()):
             missing = "subset after ':'" if name.strip() else "name"
             raise UsageError(f"--dataset {text!r} has no {missing}.", "Write id_or_path[:subset][#rows].")
