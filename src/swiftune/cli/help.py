@@ -44,7 +44,8 @@ def page(usage: str, summary: str, command: type[Arguments]) -> str:
         )
         lines += ["", *textwrap.wrap(advice, width)]
     for (title, remark), arguments in groups.items():
-        lines += ["", _bold(title) + (f": {remark}" if remark else "")]
+        head = textwrap.wrap(f"{title}: {remark}", width)
+        lines += ["", _bold(title) + head[0][len(title) :], *head[1:]]
         for argument in arguments:
             lines += _entry(argument, width)
     return "\n".join(lines)

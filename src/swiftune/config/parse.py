@@ -31,7 +31,7 @@ def parse(command: type[A], words: Sequence[str]) -> A:
     line = read_command_line(words, reader.known)
     reader.mistakes += line.mistakes
     try:
-        reader.take(read_file(line.files[0]) if line.files else [])
+        reader.take(read_file(line.files[0]) if len(line.files) == 1 else [])
     except ArgumentsError as error:
         reader.mistakes += error.mistakes
     reader.take(line.given)
@@ -56,11 +56,11 @@ def build_recorded(command: type[A], given: Iterable[Given]) -> tuple[A, list[st
     """
     reader = _Reader(command)
     fields = [g for g in given if compat.RENAMED.get(g.name, g.name) in reader.arguments]
-    unknown = [g.name for g in given if g not in fields and not reader.is_anyones(g.name)]
+    unknown = [g.name for g in given if g not in fields and not _is_known(g.name)]
     reader.take(fields)
     args = reader.check(context=RECORDED)
     if reader.mistakes:
-        raise ArgumentsError(reader.mistakes)
+        raise ArgumentsError([_one_line(mistake) for mistake in reader.mistakes])
     return args, unknown
 
 
@@ -94,7 +94,7 @@ class _Reader(Generic[A]):
                 self._mistake(name, f"{one.place} {error}")
                 continue
             if name != one.name:
-                notice(f"{one.place} is --{name} here.")
+                notice(_one_line(f"{one.place} is --{name} here."))
             if value is None:
                 continue
             if name in said and value != self.values[name]:
@@ -111,7 +111,7 @@ class _Reader(Generic[A]):
         args = self.check()
         self.mistakes += rules.broken(args, self.wrong)
         if self.mistakes:
-            raise ArgumentsError(self.mistakes)
+            raise ArgumentsError([_one_line(mistake) for mistake in self.mistakes])
         return args
 
     def check(self, context: str | None = None) -> A:
@@ -120,11 +120,12 @@ class _Reader(Generic[A]):
         try:
             return self.command.model_validate(right, context=context)
         except ValidationError as error:
-            found = {name: details for name, details in _by_field(error).items() if name in right}
+            details = _by_field(error)
+            found = [name for name in right if name in details]
             if not found:
                 raise
-            for name, details in found.items():
-                self._mistake(name, f"{self.places[name]} {_wrong(self.arguments[name].kind, details)}")
+            for name in found:
+                self._mistake(name, f"{self.places[name]} {_wrong(self.arguments[name].kind, details[name])}")
             return self.check(context)
 
     def _value(self, name: str, given: Given) -> Any:
@@ -135,7 +136,7 @@ class _Reader(Generic[A]):
             word = str(value).lower()
             if word in spellings:
                 if spellings[word] is not None:
-                    notice(f"{given.place} {word} is --{name} {spellings[word]} here.")
+                    notice(_one_line(f"{given.place} {word} is --{name} {spellings[word]} here."))
                 return spellings[word]
         return value
 
@@ -148,8 +149,8 @@ class _Reader(Generic[A]):
         value = given.value
         word = " ".join(value) if isinstance(value, Words) else str(value)
         if given.name in compat.UNNEEDED:
-            notice(f"{given.place} has no effect here: {compat.UNNEEDED[given.name]}.")
-        elif self.is_anyones(given.name):
+            notice(_one_line(f"{given.place} has no effect here: {compat.UNNEEDED[given.name]}."))
+        elif _is_anyones(given.name):
             commands = " and ".join(name for name, cls in COMMANDS.items() if given.name in arguments_of(cls))
             self.mistakes.append(f"{given.place} is an argument of swift {commands}, not of this command.")
         elif compat.is_known(given.name):
@@ -161,10 +162,15 @@ class _Reader(Generic[A]):
             near = compat.RENAMED.get(near, near)
             self.mistakes.append(f"{given.place} is unknown{near and f'; did you mean --{near}?'}{'' if near else '.'}")
 
-    @staticmethod
-    def is_anyones(name: str) -> bool:
-        """Whether it is an argument of some command."""
-        return any(name in arguments_of(command) for command in COMMANDS.values())
+
+def _is_anyones(name: str) -> bool:
+    """Whether it is an argument of some command."""
+    return any(name in arguments_of(command) for command in COMMANDS.values())
+
+
+def _is_known(name: str) -> bool:
+    """Whether anything here knows the name."""
+    return name in compat.RENAMED or name in compat.UNNEEDED or compat.is_known(name) or _is_anyones(name)
 
 
 def _from_words(kind: Kind, words: Words) -> Any:
@@ -227,6 +233,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as it is shown in a message: on one line, and not too long."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    """A value as it is shown in a message."""
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(text: str) -> str:
+    """Without the line breaks and terminal codes that a name or value may bring."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
