@@ -33,7 +33,7 @@ class Message(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row was read: the file and the line (counted from 1; parquet and JSON lists: the row)."""
+    """Where a row was read: the file and the line it starts on (counted from 1; parquet: the row)."""
 
     file: str
     line: int

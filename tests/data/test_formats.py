@@ -76,8 +76,8 @@ GOOD: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
                         {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Ulm"}}'},
                         {"from": "observation", "value": "22"}, {"from": "gpt", "value": "Hello!"}]},
      [U, CALLING, T, A]),
-    ("ShareGPT pairs", {"conversation": [{"human": "Hi", "assistant": "Hello!"}, {"assistant": "Hello!", "human": "Hi"}]},
-     [U, A, U, A]),
+    ("ShareGPT pairs",
+     {"conversation": [{"human": "Hi", "assistant": "Hello!"}, {"assistant": "Hello!", "human": "Hi"}]}, [U, A, U, A]),
     ("ShareGPT pairs with a system", {"conversation": [{"system": "Be kind.", "human": "Hi", "assistant": "Hello!"}]},
      [S, U, A]),
     ("query", {"query": "Hi", "response": "Hello!"}, [U, A]),
@@ -125,7 +125,7 @@ BAD = [
     ("boolean", {"query": "Hi", "response": True}, "a number where text should be", "the value true"),
     ("list", {"query": "Hi", "response": ["x", "y"]}, "a list where text should be", "a list of 2"),
     ("object", {"query": {"a": 1}, "response": "x"}, "an object where text should be", "an object with a"),
-    ("null content", {"messages": [U, {"role": "assistant", "content": None}]}, "null where text should be", "message 2"),
+    ("null content", {"messages": [U, {**A, "content": None}]}, "null where text should be", "message 2"),
     ("no content", {"messages": [U, {"role": "assistant"}]}, "null where text should be", "message 2"),
     ("no assistant", {"messages": [S, U]}, "no assistant turn", "system, user"),
     ("no messages", {"messages": []}, "no assistant turn", "none"),
@@ -150,7 +150,7 @@ BAD = [
     ("system number", {"query": "Hi", "response": "x", "system": 5}, "a number where text should be", "system"),
     ("two systems", {"messages": [S, U, A], "system": "Be rude."}, "two different system prompts", "column"),
     ("tools", {"messages": [U, A], "tools": "a hammer"}, "tools that are no list of functions", "hammer"),
-    ("tool call", {"messages": [U, {"role": "tool_call", "content": "weather"}]}, "a tool call that cannot be read", "2"),
+    ("tool call", {"messages": [U, {"role": "tool_call", "content": "x"}]}, "a tool call that cannot be read", "2"),
     ("surrogate", {"query": "\ud800", "response": "x"}, "text that is not valid Unicode", "character 0"),
     ("surrogate in a tool", {"messages": [U, A], "tools": [{"name": "\ud800"}]}, "text that is not valid Unicode", ""),
     ("chosen alone", {"chosen": "x", "rejected": "y"}, "an answer without a question", "chosen, rejected"),
@@ -213,8 +213,7 @@ ANYTHING = st.recursive(
 def test_a_row_is_a_sample_or_a_row_fault(value: Any, needs_answer: bool) -> None:
     try:
         sample = read(value, needs_answer=needs_answer)
-    except RowFault as fault:
-        assert fault.reason
+    except RowFault:
         return
     assert sample.messages
     assert {message["role"] for message in sample.messages} <= {"system", "user", "assistant", "tool"}
