@@ -1,0 +1,53 @@
+# make install   .venv with the `swift` command in it
+# make demo      fine-tunes a small chat model and shows its answers before and after
+# make test      every test; make check: format, lint, types, floors (under a minute, before each commit)
+# make bench     measures; make docs: writes the reference pages again
+
+TORCH := torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The first Python on the path that is neither too old nor too new.
+PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
+	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
+
+.PHONY: install install-dev demo test check bench docs
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 was found; name one: make install PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch goes first and by itself: a looser request could replace it with a build for other hardware.
+$(VENV)/torch: Makefile | $(BIN)/python
+	$(PIP) install '$(TORCH)'
+	@touch $@
+
+$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/torch
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+# One thread a worker: the tests use the cores by running side by side.
+test: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+docs: install
+	$(BIN)/python -m swiftune.config.reference docs/reference/command-line.md
