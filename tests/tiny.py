@@ -20,7 +20,7 @@ _SPLIT = (
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_TEXT = """\
+TEXT = """\
 Who are you? I am a helpful assistant, trained to answer questions and to be of use.
 You are a helpful assistant. You are Qwen, created by Alibaba Cloud. What can you do for me today?
 The capital of France is Paris. Give three tips for staying healthy: eat well, sleep enough, and move every day.
@@ -113,14 +113,14 @@ LLAMA3_TEMPLATE = (
 
 TEMPLATES = {"qwen2": QWEN2_5_TEMPLATE, "qwen2_old": QWEN2_TEMPLATE, "llama": LLAMA3_TEMPLATE}
 
-_SPECIAL = {
+SPECIAL = {
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "llama": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
 }
 
 
 @functools.cache
-def _trained(family: str) -> str:
+def trained(family: str) -> str:
     """The tokenizer of a family as the text of its ``tokenizer.json``; trained once a process."""
     tokenizer = Tokenizer(BPE(vocab=None, merges=None))
     if family == "qwen2":
@@ -136,8 +136,8 @@ def _trained(family: str) -> str:
     trainer = trainers.BpeTrainer(
         vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([_TEXT], trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL[family]])
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL[family]])
     if family == "llama":  # Llama 3's tokenizer puts the BOS itself; its template writes it too
         bos = "<|begin_of_text|>"
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -156,7 +156,7 @@ def make_tokenizer(family: str = "qwen2", template: str | None = None) -> Any:
         else {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|end_of_text|>"}
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained(family)),
+        tokenizer_object=Tokenizer.from_str(trained(family)),
         chat_template=(TEMPLATES[family] if template is None else template) or None,
         clean_up_tokenization_spaces=False,
         model_max_length=32768,

@@ -50,8 +50,8 @@ class ChatText:
     Attributes:
         end: the text of the special token that ends an assistant turn. Where the template has none, the EOS token.
         writes_end: whether the template itself writes ``end``.
-        control: the special tokens that the template writes, and those at which generation stops. Their text inside a
-            message would be read as the token itself.
+        control: the special tokens that the template writes, and BOS, EOS and padding. Their text inside a message
+            would be read as the token itself.
 
     Raises:
         TemplateError: there is no template, or a plain conversation of two rounds cannot be rendered by prefixes.
@@ -78,8 +78,8 @@ class ChatText:
         self.end, self.writes_end = self._find_end()
         self._folds_system = not self._has_system_role()
         rendered = rounds[-1].prompt + rounds[-1].response
-        stops = {token for token in (self.end, tokenizer.eos_token) if token}
-        self.control = sorted(stops.union(token for token in self._special if token in rendered))
+        named = (self.end, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+        self.control = sorted({token for token in named if token}.union(t for t in self._special if t in rendered))
 
     def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
         """The text that the model is to continue with the next assistant turn.

@@ -116,8 +116,8 @@ def _builtin(name: str) -> str:
 def _read(file: Path) -> str:
     known = ["auto", "chatml", *FAMILIES]
     if not file.is_file():
-        near = difflib.get_close_matches(str(file), known, n=1)
-        meant = f"Did you mean {near[0]}? " if near else ""
+        near = difflib.get_close_matches(str(file), known, n=2)
+        meant = f"Did you mean {' or '.join(near)}? " if near else ""
         raise TemplateError(
             f"--template {file}: no such file, and no known template.",
             f"{meant}Known are {', '.join(known)} (and names that begin so), or give a jinja file.",
