@@ -48,8 +48,8 @@ COMMANDS = {
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
-        "swiftune.recipes.doctor:doctor",
-        "",
+        "swiftune.cli.doctor:doctor",
+        "[--as_json true]",
     ),
 }
 NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")

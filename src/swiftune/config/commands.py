@@ -79,7 +79,10 @@ class InferArguments(
 
 
 class DoctorArguments(Arguments):
-    """Arguments of ``swift doctor``: it takes none."""
+    """Doctor: how the report is written."""
+
+    as_json: bool = False
+    """Write the report as JSON, for programs."""
 
 
 COMMANDS: dict[str, type[Arguments]] = {
