@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from swiftune.data.ledger import Ledger
 from swiftune.data.stream import SampleStream, stream_samples
-from swiftune.errors import DataError, UsageError
 from tests.data.test_load import numbered, write
 
 
@@ -86,33 +85,3 @@ def test_interleaving_to_the_last(tmp_path) -> None:
     )
     assert rows.pop("b") > 10
     assert len(rows) == 50
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"interleave_prob": [0.5]},
-        {"interleave_prob": [0.5, 0.6]},
-        {"interleave_prob": [2, -1]},
-        {"stopping_strategy": "x"},
-    ],
-)
-def test_odds_that_make_no_sense(tmp_path, options: dict) -> None:
-    name = numbered(tmp_path / "a.jsonl", 3)
-    with pytest.raises(UsageError):
-        stream(name, name, **options)
-
-
-def test_the_ledger_counts_what_is_drawn(tmp_path) -> None:
-    ledger = Ledger()
-    name = write(tmp_path / "a.jsonl", [{"text": "a"}, "{broken", {"text": None}, {"text": "b"}])
-    samples = stream(name, ledger=ledger, buffer_size=1)
-    assert take(samples, 2) == ["a", "b"]
-    assert (ledger.used, ledger.aside, ledger.read) == (2, 2, 4)
-
-
-def test_a_set_without_a_usable_row(tmp_path) -> None:
-    with pytest.raises(DataError, match="unknown columns"):
-        take(stream(write(tmp_path / "a.jsonl", [{"frage": 1}])), 1)
-    with pytest.raises(DataError, match="holds no rows"):
-        take(stream(write(tmp_path / "b.jsonl", [])), 1)

@@ -9,7 +9,12 @@ from typing import Any
 
 from swiftune.cli.main import main
 
-_WORDS = "who are you what can do helpful assistant question answer capital of France Paris tips health day".split()
+Flags = dict[str, Any]
+
+_WORDS = (
+    *("who", "are", "you", "what", "can", "do", "helpful", "assistant", "question", "answer"),
+    *("capital", "of", "France", "Paris", "tips", "health", "day"),
+)
 
 
 def chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -33,6 +38,16 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def swift(*argv: object) -> int:
     """Runs the command line in this process."""
     return main([str(word) for word in argv])
+
+
+def words(flags: Flags) -> list[str]:
+    """Flags as they are typed."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def sft(flags: Flags, **changes: Any) -> int:
+    """Runs ``swift sft`` with ``flags``, some of them changed."""
+    return swift("sft", *words(flags | changes))
 
 
 def run_of(output_dir: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.recipes.chats import chats, log_of, run_of, swift, write_jsonl
+from tests.recipes.chats import Flags, chats, log_of, run_of, sft, swift, words, write_jsonl
 
 LOG_KEYS = {
     *("loss", "acc", "grad_norm", "learning_rate", "epoch", "global_step/max_steps", "percentage", "elapsed_time"),
@@ -28,19 +28,28 @@ TOTALS = {
 
 
 @pytest.fixture
-def base(tiny_qwen2: Path, tmp_path: Path) -> list[object]:
+def base(tiny_qwen2: Path, tmp_path: Path) -> Flags:
     """A run of 6 steps with dropout, an evaluation and a checkpoint every second step."""
     data = write_jsonl(tmp_path / "train.jsonl", chats(12))
     val = write_jsonl(tmp_path / "val.jsonl", chats(5, seed=9))
-    return [
-        *("sft", "--model", tiny_qwen2, "--dataset", data, "--val_dataset", val, "--torch_dtype", "float32"),
-        *("--gradient_accumulation_steps", 4, "--num_train_epochs", 2, "--logging_steps", 1, "--learning_rate", 1e-3),
-        *("--eval_steps", 2, "--save_steps", 2, "--lora_dropout", 0.1, "--output_dir", tmp_path / "out"),
-    ]
+    return {
+        "model": tiny_qwen2,
+        "dataset": data,
+        "val_dataset": val,
+        "torch_dtype": "float32",
+        "gradient_accumulation_steps": 4,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "lora_dropout": 0.1,
+        "output_dir": tmp_path / "out",
+    }
 
 
-def test_a_run_leaves_what_is_promised(base: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert swift(*base) == 0
+def test_a_run_leaves_what_is_promised(base: Flags, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sft(base) == 0
     run = run_of(tmp_path / "out")
     names = {path.name for path in run.iterdir()}
     assert names == {
@@ -76,8 +85,8 @@ def _token_mean(run: Path, steps: list[dict[str, Any]]) -> float:
     return sum(record["loss"] for record in steps) / len(steps)
 
 
-def test_run_json_is_enough_to_do_it_again(base: list[object], tmp_path: Path) -> None:
-    assert swift(*base) == 0
+def test_run_json_is_enough_to_do_it_again(base: Flags, tmp_path: Path) -> None:
+    assert sft(base) == 0
     about = json.loads((run_of(tmp_path / "out") / "run.json").read_text())
     assert about["versions"]["torch"] == torch.__version__
     assert about["seed"] == about["data_seed"] == 42
@@ -86,8 +95,8 @@ def test_run_json_is_enough_to_do_it_again(base: list[object], tmp_path: Path) -
     assert about["hardware"]["processes"] == 1
 
 
-def test_the_written_configuration_runs_again_with_the_same_bits(base: list[object], tmp_path: Path) -> None:
-    assert swift(*base) == 0
+def test_the_written_configuration_runs_again_with_the_same_bits(base: Flags, tmp_path: Path) -> None:
+    assert sft(base) == 0
     first = run_of(tmp_path / "out")
     assert swift("sft", "--config", first / "args.json", "--output_dir", tmp_path / "again") == 0
     weights = [load_file(run / "checkpoint-6/adapter_model.safetensors") for run in (first, run_of(tmp_path / "again"))]
@@ -95,12 +104,12 @@ def test_the_written_configuration_runs_again_with_the_same_bits(base: list[obje
 
 
 @pytest.mark.parametrize("train_type", ["lora", "full"])
-def test_a_resumed_run_ends_with_the_same_bits(base: list[object], tmp_path: Path, train_type: str) -> None:
-    base = [*base, "--train_type", train_type, "--neftune_noise_alpha", 5]
-    assert swift(*base) == 0
+def test_a_resumed_run_ends_with_the_same_bits(base: Flags, tmp_path: Path, train_type: str) -> None:
+    base |= {"train_type": train_type, "neftune_noise_alpha": 5}
+    assert sft(base) == 0
     whole = run_of(tmp_path / "out")
     again = tmp_path / "again"
-    assert swift(*base, "--resume_from_checkpoint", whole / "checkpoint-4", "--output_dir", again) == 0
+    assert sft(base, resume_from_checkpoint=whole / "checkpoint-4", output_dir=again) == 0
     name = "adapter_model.safetensors" if train_type == "lora" else "model.safetensors"
     a, b = (load_file(run / "checkpoint-6" / name) for run in (whole, run_of(again)))
     assert a.keys() == b.keys()
@@ -109,21 +118,23 @@ def test_a_resumed_run_ends_with_the_same_bits(base: list[object], tmp_path: Pat
     assert [r["loss"] for r in log_of(run_of(again)) if "loss" in r] == losses[4:]
 
 
-def test_a_saved_model_opens_in_plain_transformers(base: list[object], tmp_path: Path, tiny_qwen2: Path) -> None:
+def test_a_saved_model_opens_in_plain_transformers(base: Flags, tmp_path: Path, tiny_qwen2: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert swift(*base, "--train_type", "full", "--torch_dtype", "bfloat16", "--max_steps", 1) == 0
+    assert sft(base, train_type="full", torch_dtype="bfloat16", max_steps=1) == 0
     folder = run_of(tmp_path / "out") / "checkpoint-1"
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert model.dtype == torch.bfloat16
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    assert AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_qwen2).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(folder).chat_template == AutoTokenizer.from_pretrained(tiny_qwen2).chat_template
+    )
 
 
-def test_the_best_and_the_last_checkpoint_are_kept(base: list[object], tmp_path: Path) -> None:
-    metric = ["--metric_for_best_model", "loss", "--greater_is_better", "true", "--save_total_limit", 1]
-    assert swift(*base, "--eval_steps", 1, "--save_steps", 1, *metric) == 0
+def test_the_best_and_the_last_checkpoint_are_kept(base: Flags, tmp_path: Path) -> None:
+    worst = {"metric_for_best_model": "loss", "greater_is_better": "true"}
+    assert sft(base, eval_steps=1, save_steps=1, save_total_limit=1, **worst) == 0
     run = run_of(tmp_path / "out")
     kept = {path.name for path in run.glob("checkpoint-*")}
     losses = {int(r["global_step/max_steps"].split("/")[0]): r["eval_loss"] for r in log_of(run) if "eval_loss" in r}
@@ -132,23 +143,22 @@ def test_the_best_and_the_last_checkpoint_are_kept(base: list[object], tmp_path:
     assert best != 6
 
 
-def test_early_stopping_waits_as_long_as_it_is_told(base: list[object], tmp_path: Path) -> None:
-    worse = ["--learning_rate", 0, "--eval_steps", 1, "--early_stop_interval", 2]
-    assert swift(*base, *worse) == 0
+def test_early_stopping_waits_as_long_as_it_is_told(base: Flags, tmp_path: Path) -> None:
+    assert sft(base, learning_rate=0, eval_steps=1, early_stop_interval=2) == 0
     log = log_of(run_of(tmp_path / "out"))
     assert [r["global_step/max_steps"] for r in log if "eval_loss" in r] == ["1/6", "2/6", "3/6"]
     assert (run_of(tmp_path / "out") / "checkpoint-3").exists()
 
 
-def test_evaluation_at_the_start_is_the_untrained_model(base: list[object], tmp_path: Path, tiny_qwen2: Path) -> None:
-    assert swift(*base, "--eval_on_start", "true", "--max_steps", 1) == 0
+def test_evaluation_at_the_start_is_the_untrained_model(base: Flags, tmp_path: Path, tiny_qwen2: Path) -> None:
+    assert sft(base, eval_on_start="true", max_steps=1) == 0
     log = log_of(run_of(tmp_path / "out"))
     assert log[0]["global_step/max_steps"] == "0/1"
     assert log[0]["eval_loss"] == pytest.approx(6.4, abs=0.5)  # ln 608: a random model knows nothing
 
 
-def test_generated_answers_are_scored(base: list[object], tmp_path: Path) -> None:
-    assert swift(*base, "--predict_with_generate", "true", "--max_new_tokens", 8, "--max_steps", 2) == 0
+def test_generated_answers_are_scored(base: Flags, tmp_path: Path) -> None:
+    assert sft(base, predict_with_generate="true", max_new_tokens=8, max_steps=2) == 0
     run = run_of(tmp_path / "out")
     record = next(r for r in log_of(run) if "eval_loss" in r)
     assert {"eval_rouge-1", "eval_rouge-2", "eval_rouge-l", "eval_bleu-4"} <= record.keys()
@@ -160,38 +170,38 @@ def test_generated_answers_are_scored(base: list[object], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--train_type", "full", "--use_galore", "true", "--galore_rank", "8", "--galore_update_proj_gap", "2"],
-        ["--lorap_lr_ratio", "16"],
-        ["--use_dora", "true"],
-        ["--gradient_checkpointing", "true"],
-        ["--optim", "adafactor"],
+        {"train_type": "full", "use_galore": "true", "galore_rank": 8, "galore_update_proj_gap": 2},
+        {"lorap_lr_ratio": 16},
+        {"use_dora": "true"},
+        {"gradient_checkpointing": "true"},
+        {"optim": "adafactor"},
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_ways_of_training_learn_and_resume(base: list[object], tmp_path: Path, flags: list[str]) -> None:
-    assert swift(*base, *flags) == 0
+def test_ways_of_training_learn_and_resume(base: Flags, tmp_path: Path, flags: Flags) -> None:
+    assert sft(base, **flags) == 0
     run = run_of(tmp_path / "out")
     losses = [record["eval_loss"] for record in log_of(run) if "eval_loss" in record]
     assert losses[-1] < losses[0]
     again = tmp_path / "again"
-    assert swift(*base, *flags, "--resume_from_checkpoint", run / "checkpoint-4", "--output_dir", again) == 0
-    name = "model.safetensors" if "full" in flags else "adapter_model.safetensors"
+    assert sft(base, **flags, resume_from_checkpoint=run / "checkpoint-4", output_dir=again) == 0
+    name = "model.safetensors" if "train_type" in flags else "adapter_model.safetensors"
     a, b = (load_file(r / "checkpoint-6" / name) for r in (run, run_of(again)))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_checkpointing_does_not_change_the_numbers(base: list[object], tmp_path: Path) -> None:
+def test_checkpointing_does_not_change_the_numbers(base: Flags, tmp_path: Path) -> None:
     losses = []
     for setting in ("true", "false"):
         out = tmp_path / setting
-        assert swift(*base, "--gradient_checkpointing", setting, "--max_steps", 3, "--output_dir", out) == 0
+        assert sft(base, gradient_checkpointing=setting, max_steps=3, output_dir=out) == 0
         losses.append([record["loss"] for record in log_of(run_of(out)) if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_saves_and_says_how_to_go_on(base: list[object], tmp_path: Path, how: signal.Signals) -> None:
-    command = [sys.executable, "-m", "swiftune.cli.main", *map(str, base), "--num_train_epochs", "2000"]
+def test_interrupting_saves_and_says_how_to_go_on(base: Flags, tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-m", "swiftune.cli.main", "sft", *words(base | {"num_train_epochs": 2000})]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "out"
         deadline = time.time() + 60

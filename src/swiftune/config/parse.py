@@ -16,7 +16,7 @@ from swiftune.config.declare import Arguments, arguments_of
 from swiftune.config.given import Given, Words, read_command_line, read_file
 from swiftune.config.values import RECORDED, Kind
 from swiftune.errors import ArgumentsError
-from swiftune.runtime.console import notice
+from swiftune.runtime.console import notice, warn
 
 A = TypeVar("A", bound=Arguments)
 
@@ -98,7 +98,10 @@ class _Reader(Generic[A]):
             if value is None:
                 continue
             if name in said and value != self.values[name]:
-                self._mistake(name, _twice(said[name], one))
+                if said[name].place == one.place and isinstance(one.value, Words):
+                    warn(f"{one.place} is given twice; the last one counts.")  # as scripts with "$@" at the end expect
+                else:
+                    self._mistake(name, _twice(said[name], one))
             said[name] = one
             self.values[name], self.places[name] = value, one.place
 

@@ -51,6 +51,17 @@ def a_stream_cannot_be_split(args: Any) -> str | None:
     return None
 
 
+@rule("streaming", "interleave_prob", "dataset")
+def interleaving_needs_a_stream(args: Any) -> str | None:
+    if not args.interleave_prob:
+        return None
+    if not args.streaming:
+        return "--interleave_prob needs --streaming true; without it, choose how many rows of each set with NAME#N."
+    if len(args.interleave_prob) != len(args.dataset) or abs(sum(args.interleave_prob) - 1) > 1e-6:
+        return f"--interleave_prob takes one number for each of {len(args.dataset)} data sets, which together make 1."
+    return None
+
+
 @rule("adapters")
 def one_adapter(args: Any) -> str | None:
     if len(args.adapters) > 1:
@@ -123,11 +134,6 @@ def trainable_is_for_full_training(args: Any) -> str | None:
     return None
 
 
-@rule("deepspeed", "fsdp")
-def one_way_of_sharding(args: Any) -> str | None:
-    return "--deepspeed and --fsdp are at odds: choose one." if args.deepspeed and args.fsdp else None
-
-
 @rule("attn_impl", "torch_dtype")
 def flash_needs_half_precision(args: Any) -> str | None:
     if (args.attn_impl or "").startswith("flash") and args.torch_dtype == "float32":
@@ -146,25 +152,6 @@ def scores_need_answers(args: Any) -> str | None:
 def stopping_needs_evaluation(args: Any) -> str | None:
     if args.early_stop_interval and args.eval_strategy == "no":
         return "--early_stop_interval needs evaluations: give --val_dataset or --split_dataset_ratio."
-    return None
-
-
-@rule("load_best_model_at_end", "eval_strategy", "save_strategy", "eval_steps", "save_steps")
-def best_must_be_saved(args: Any) -> str | None:
-    if not args.load_best_model_at_end:
-        return None
-    if args.eval_strategy == "no":
-        return "--load_best_model_at_end true needs evaluations: give --val_dataset or --split_dataset_ratio."
-    if args.eval_strategy != args.save_strategy:
-        return (
-            f"--load_best_model_at_end true needs checkpoints when it evaluates: --eval_strategy {args.eval_strategy} "
-            f"and --save_strategy {args.save_strategy} must be the same."
-        )
-    if args.eval_strategy == "steps" and args.save_steps % args.eval_steps:
-        return (
-            f"--load_best_model_at_end true needs an evaluation at every checkpoint: --save_steps {args.save_steps} is "
-            f"no multiple of --eval_steps {args.eval_steps}."
-        )
     return None
 
 

@@ -12,9 +12,7 @@ from pydantic import BeforeValidator
 from swiftune.config.declare import Arguments, follows, unset
 from swiftune.config.values import (
     Count,
-    CountOrZero,
     Epochs,
-    File,
     Folder,
     Json,
     Name,
@@ -26,6 +24,7 @@ from swiftune.config.values import (
     Seconds,
     Share,
     ShareBelowOne,
+    Shares,
     Steps,
     StepsOrZero,
     Tokens,
@@ -54,6 +53,10 @@ class OrderArguments(Arguments):
     """Read rows while training instead of before it, for data larger than the disk. Needs --max_steps."""
     shuffle_buffer_size: Rows = 1000
     """With --streaming: rows among which the next one is drawn."""
+    interleave_prob: Shares = []
+    """With --streaming: how often each data set is drawn from, one number each. None given: one set after the other."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """With --interleave_prob: an epoch ends with the first data set that ends, or goes on until all have."""
 
 
 class MethodArguments(Arguments):
@@ -196,14 +199,8 @@ class HardwareArguments(Arguments):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower.
     `auto`: only where the memory asks for it."""
-    dataloader_num_workers: CountOrZero = 0
-    """Worker processes that feed rows to the training loop."""
     full_determinism: bool = False
     """Use deterministic algorithms only, at some cost in speed."""
-    deepspeed: File | None = unset("off")
-    """DeepSpeed through accelerate: `zero1`, `zero2`, `zero3`, or a DeepSpeed JSON file."""
-    fsdp: Name | None = unset("off")
-    """PyTorch FSDP through accelerate, such as `full_shard`."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = unset("nccl on GPUs, else gloo")
     """How processes talk to each other."""
     ddp_timeout: Seconds = 18_000_000
@@ -281,7 +278,5 @@ class EvaluationArguments(Arguments):
         "false for loss, else true", lambda values: values.get("metric_for_best_model", "loss") != "loss"
     )
     """Whether more of it is better."""
-    load_best_model_at_end: bool = False
-    """End with the weights of the best checkpoint."""
     early_stop_interval: Annotated[int, Gt(0), Of("evaluations")] | None = unset("never")
     """Stop after this many evaluations without a better figure."""

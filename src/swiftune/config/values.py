@@ -99,6 +99,7 @@ Processes = Annotated[int, Gt(0), Of("processes")]
 Positive = Annotated[float, Gt(0)]
 PositiveOrZero = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Shares = list[Share]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 
 Name = Annotated[str, Of("name")]

@@ -29,6 +29,7 @@ def load_samples(
     ledger: Ledger,
     columns: Mapping[str, str] | None = None,
     seed: int = 42,
+    shuffle: bool = True,
     identity: Identity | None = None,
     cache_dir: Path | None = None,
     needs_answer: bool = True,
@@ -44,6 +45,7 @@ def load_samples(
         ledger: is told of every row.
         columns: ``--columns``.
         seed: ``--data_seed``.
+        shuffle: ``--dataset_shuffle``; False takes the first N of ``#N``.
         identity: fills self-cognition sets.
         cache_dir: where the parts are kept; ``runtime.paths.cache_dir()/samples`` by default.
         needs_answer: False takes prompts without an answer, too.
@@ -65,7 +67,7 @@ def load_samples(
         wanted = named.name.rows_of(part.rows)
         if named.name.count is not None and wanted > part.rows:
             warn(f"{text}: {wanted:,} rows are asked for and {part.rows:,} are there: rows are repeated.")
-        rows_N = choose(part.rows, wanted, (seed, zlib.crc32(named.name.id.encode())))
+        rows_N = choose(part.rows, wanted, (seed, zlib.crc32(named.name.id.encode())) if shuffle else None)
         ledger.use(len(rows_N))
         parts.append(part)
         chosen.append(start + rows_N)
@@ -73,10 +75,14 @@ def load_samples(
     return SampleStore(parts, np.concatenate(chosen) if chosen else np.empty(0, np.int64))
 
 
-def choose(there: int, wanted: int, seed: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """``wanted`` of ``there`` rows: whole repeats, then a sample without replacement, each in the order of the rows."""
+def choose(there: int, wanted: int, seed: Sequence[int] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """``wanted`` of ``there`` rows: whole repeats, then a sample without replacement, each in the order of the rows.
+
+    Without a seed the sample is the first rows.
+    """
     repeats, rest = divmod(wanted, there)
-    sample = np.sort(np.random.default_rng(list(seed)).permutation(there)[:rest])
+    order = np.arange(there) if seed is None else np.random.default_rng(list(seed)).permutation(there)
+    sample = np.sort(order[:rest])
     return np.concatenate([np.tile(np.arange(there), repeats), sample]).astype(np.int64)
 
 

@@ -49,7 +49,7 @@ def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
     for number, raw in enumerate(file, 1):
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:  # noqa: PERF203 - the line's number is needed
+        except UnicodeDecodeError as error:
             raise _not_utf8(path, number, error.start, error.object[error.start]) from None
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from swiftune.data.dataset import Dataset, Find
 from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
-from swiftune.errors import UsageError
 from swiftune.types import Sample, SetAside
 
 
@@ -35,22 +34,15 @@ def stream_samples(
 
     Args:
         buffer_size: rows held for shuffling; 1 keeps the order of the files.
-        interleave_prob: how often each set is drawn from; without it one set follows the other.
+        interleave_prob: how often each set is drawn from, together 1; without it one set follows the other.
         stopping_strategy: ``first_exhausted`` ends an epoch where one set ends, ``all_exhausted`` begins a set anew
             until all have ended. Only with ``interleave_prob``.
 
     Raises:
-        UsageError: a name or probabilities that make no sense. While iterating: DataError.
+        UsageError: a name that makes no sense. While iterating: DataError.
     """
     datasets = [Dataset.find(name, find, columns, identity, needs_answer) for name in names]
     odds = list(interleave_prob or [])
-    if odds and (len(odds) != len(datasets) or min(odds) < 0 or abs(sum(odds) - 1) > 1e-6):
-        raise UsageError(
-            f"--interleave_prob {' '.join(map(str, odds))} does not fit {len(datasets)} data sets.",
-            "Give one probability for each, which together make 1.",
-        )
-    if stopping_strategy not in ("first_exhausted", "all_exhausted"):
-        raise UsageError(f"--stopping_strategy {stopping_strategy!r} is neither first_exhausted nor all_exhausted.")
     return SampleStream(datasets, ledger, seed, buffer_size, odds, stopping_strategy == "all_exhausted")
 
 

@@ -81,16 +81,14 @@ def _in_mirror(kind: Kind, name: str, looked: list[str]) -> Path | None:
 
 
 def _in_cache(hub: Hub, kind: Kind, name: str, revision: str | None, looked: list[str]) -> Path | None:
-    found = hub.cached(kind, name, revision)
     where = f"{hub.title}'s cache {hub.cache()}"
-    if found and _unfinished(hub, kind, name).exists():
+    if _unfinished(hub, kind, name).exists():
         looked.append(f"{where}: a download of it that was not finished")
-    elif found and not is_whole(kind, found):
-        looked.append(f"{where}: only a part of it")
-    elif found:
+        return None
+    found = hub.cached(kind, name, revision)
+    if found and is_whole(kind, found):
         return found
-    else:
-        looked.append(f"{where}: not there")
+    looked.append(f"{where}: {'only a part of it' if found else 'not there'}")
     return None
 
 

@@ -38,8 +38,9 @@ def linear_cross_entropy(
     if not torch.is_grad_enabled():
         loss = hidden_SD.new_zeros((), dtype=torch.float32)
         correct = labels_S.new_zeros(())
-        for h, y in zip(hidden_SD.split(BLOCK), labels_S.split(BLOCK), strict=True):
-            block_loss, block_correct = _block(h, y, head)
+        for start in range(0, len(labels_S), BLOCK):
+            block = slice(start, start + BLOCK)
+            block_loss, block_correct = _block(hidden_SD[block], labels_S[block], head)
             loss += block_loss
             correct += block_correct
         return loss, correct

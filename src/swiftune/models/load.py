@@ -63,7 +63,7 @@ def load_model(
             f"{missing[0]} among them.",
             "Fetch the model again, or check that config.json belongs to these weights.",
         )
-    return model.to(device)  # type: ignore[no-any-return]
+    return model.to(device)
 
 
 def check_folder(path: Path) -> None:

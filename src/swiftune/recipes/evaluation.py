@@ -62,7 +62,7 @@ class Evaluator:
         ledger = Ledger()
         ledger.use(len(mine))
         engine = TransformersEngine(
-            self.objective.model,  # type: ignore[arg-type]
+            self.objective.model,
             self.opened.tokenizer,
             stop_ids=self.opened.renderer.stop_ids,
             max_batch_size=self.args.per_device_eval_batch_size,
@@ -71,7 +71,7 @@ class Evaluator:
         answers = AnswerFile(
             engine=engine,
             renderer=self.opened.renderer,
-            sampling=sampling_of(self.args),
+            sampling=sampling_of(self.args, self.args.seed),
             path=self.run / name,
             batch=self.args.per_device_eval_batch_size,
             max_prompt=self.args.max_length,

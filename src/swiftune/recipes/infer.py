@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftune import hub
-from swiftune.config import InferArguments
+from swiftune.config import GenerateArguments, InferArguments
 from swiftune.errors import DataError
 from swiftune.recipes.checkpoint_args import Resolved, resolve
 from swiftune.recipes.opening import Opened, open_tokenizer
@@ -45,12 +45,12 @@ def infer(args: InferArguments, talk: Talk) -> None:
 
         err().print(f"Model: {resolved.adapter or opened.folder}", style="dim", markup=False)
         talk(
-            Conversation(engine, opened.renderer, sampling_of(args), max_prompt=args.max_length),
+            Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
             args.stream is not False,
         )
 
 
-def sampling_of(args: InferArguments) -> Sampling:
+def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
     """How the arguments say that answers are drawn."""
     from swiftune.generate.engine import Sampling
 
@@ -61,7 +61,7 @@ def sampling_of(args: InferArguments) -> Sampling:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
         stop=tuple(args.stop_words),
-        seed=args.seed,
+        seed=seed,
     )
 
 
@@ -102,7 +102,9 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
 
     ledger, aside = Ledger(), path.parent / f"{path.stem}.set_aside.jsonl"
     samples = _samples(args, ledger)
-    file = AnswerFile(engine, opened.renderer, sampling_of(args), path, args.max_batch_size, args.max_length, ledger)
+    file = AnswerFile(
+        engine, opened.renderer, sampling_of(args, args.seed), path, args.max_batch_size, args.max_length, ledger
+    )
     figures = file.fill(samples, stream=bool(args.stream))
     if ledger.aside:
         err().print(ledger.summary(), markup=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
-from swiftune.config import ModelArguments, TemplateArguments
+from swiftune.config import InferArguments, SftArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,11 +31,9 @@ class Opened:
         return self.config.get("dtype") or self.config.get("torch_dtype")
 
 
-class Args(ModelArguments, TemplateArguments):
-    """What is read here of a command's arguments."""
-
-
-def open_tokenizer(args: Args, *, loss_scale: LossScale = "default", raw: bool = False) -> Opened:
+def open_tokenizer(
+    args: SftArguments | InferArguments, *, loss_scale: LossScale = "default", raw: bool = False
+) -> Opened:
     """Finds the model and opens its tokenizer.
 
     Args:

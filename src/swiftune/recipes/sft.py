@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def sft(args: SftArguments) -> None:
 
 def _train(args: SftArguments, *, command: str) -> None:
     from accelerate import PartialState
+    from accelerate.state import AcceleratorState
 
     from swiftune.train import checkpoint
 
@@ -44,7 +46,8 @@ def _train(args: SftArguments, *, command: str) -> None:
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
     if processes.is_main_process:
-        data.show(opened.tokenizer, run)
+        data.show(opened.tokenizer)
+        data.account(run)
     accelerator = _accelerator(args, dtype, run)
     trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
     try:
@@ -55,6 +58,9 @@ def _train(args: SftArguments, *, command: str) -> None:
         raise
     finally:
         accelerator.end_training()
+        if args.streaming and processes.is_main_process:
+            data.account(run)  # a stream is counted while it is read
+        AcceleratorState._reset_state()  # else the next run of this process would have to have the same dtype
     if processes.is_main_process:
         _say_what_is_next(args, run, run / checkpoint.name(state.step))
 
@@ -176,14 +182,14 @@ def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerat
             DistributedDataParallelKwargs(
                 broadcast_buffers=False, find_unused_parameters=args.ddp_find_unused_parameters
             ),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+            InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout)),
         ],
     )
     accelerator.init_trackers(args.run_name or run.name)
     return accelerator
 
 
-def _trackers(report_to: list[str]) -> list[str]:
+def _trackers(report_to: Sequence[str]) -> list[str]:
     from importlib.util import find_spec
 
     known = ("tensorboard", "wandb", "swanlab", "trackio")
@@ -219,8 +225,8 @@ def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path |
         output = Path(args.output_dir)
         keeps = own is not None and output.resolve() in (own, own.parent)
         made[0] = own if keeps else run_folder.create(output, add_version=args.add_version)
-        is_path = args.model is not None and Path(args.model).exists()
-        resolved = args.model_copy(update={"model": str(Path(args.model).resolve())}) if is_path else args
+        path = Path(args.model or "")
+        resolved = args.model_copy(update={"model": str(path.resolve())}) if args.model and path.exists() else args
         save(resolved, made[0] / "args.json")
     if processes.num_processes > 1:
         broadcast_object_list(made)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,10 @@ from swiftune import hub
 from swiftune.config import SftArguments
 from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
-from swiftune.errors import UsageError
 from swiftune.recipes.opening import Opened
 from swiftune.runtime.console import err
 from swiftune.train.feed import EpochFeed, Feed, RowStore, StreamFeed
-from swiftune.types import Row
+from swiftune.types import Row, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,20 +34,23 @@ class TrainingData:
     longest: int
     """Most tokens in a row."""
     rows_per_step: int
-    val: RowStore | None
-    val_samples: SampleStore | None
-    """The rows of ``val`` before they were tokenized."""
-    tokens: dict[str, int]
-    """``train`` and ``supervised`` tokens in one pass over the training rows; empty for a stream."""
-    hashes: dict[str, str]
-    """SHA-256 of every file read."""
     ledger: Ledger
+    val: RowStore | None = None
+    val_samples: SampleStore | None = None
+    """The rows of ``val`` before they were tokenized."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """``train`` and ``supervised`` tokens of one pass over the training rows; empty for a stream."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file read; of a stream, of the validation files only."""
 
-    def show(self, tokenizer: PreTrainedTokenizerBase, run: Path) -> None:
-        """Says what became of every row, lists those set aside, and shows the first one as it is learned."""
+    def show(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Shows the first row as it is learned."""
         from swiftune.data.render import preview
 
         err().print(preview(self.first, tokenizer))
+
+    def account(self, run: Path) -> None:
+        """Says what became of every row read so far, and lists those set aside."""
         err().print(self.ledger.summary(), markup=False)
         self.ledger.write(run / "set_aside.jsonl")
 
@@ -60,30 +64,62 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
     Raises:
         UsageError, DataError: the data cannot be used, see ``data``.
     """
-    from swiftune.data.load import load_samples, split
-
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    ledger = Ledger()
+    return (_stream if args.streaming else _store)(_Reader(args, opened), rows_per_step)
 
-    def load(names: list[str]) -> SampleStore:
+
+@dataclass(frozen=True)
+class _Reader:
+    """The arguments about data, in the words of ``data``."""
+
+    args: SftArguments
+    opened: Opened
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def samples(self, names: Sequence[str]) -> SampleStore:
+        from swiftune.data.load import load_samples
+
         return load_samples(
             names,
-            lambda name: hub.find_dataset(name, use_hf=args.use_hf),
-            columns=args.columns,
-            seed=args.data_seed,
-            ledger=ledger,
-            identity=Identity.of(args.model_name, args.model_author),
+            self.find,
+            ledger=self.ledger,
+            columns=self.args.columns,
+            seed=self.args.data_seed,
+            shuffle=self.args.dataset_shuffle,
+            identity=self.identity,
         )
 
-    if args.streaming:
-        raise UsageError("streaming comes next")
-    samples = load(args.dataset)
+    def rows(self, samples: Sequence[Sample]) -> TokenStore:
+        from swiftune.data.tokens import tokenize
+
+        return tokenize(
+            samples,
+            self.opened.renderer,
+            max_length=self.args.max_length,
+            truncation_strategy=self.args.truncation_strategy,
+            ledger=self.ledger,
+            num_proc=self.args.dataset_num_proc,
+        )
+
+    def find(self, name: str) -> Path:
+        return hub.find_dataset(name, use_hf=self.args.use_hf)
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.of(self.args.model_name, self.args.model_author)
+
+
+def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
+    from swiftune.data.load import split
+
+    args = reader.args
+    train = reader.samples(args.dataset)
     if args.val_dataset:
-        train, val = samples, load(args.val_dataset)
+        val = reader.samples(args.val_dataset)
     else:
-        train, val = split(samples, args.split_dataset_ratio, args.data_seed)
-    rows = _tokenize(train, args, opened, ledger)
-    val_rows = _tokenize(val, args, opened, ledger) if len(val) else None
+        train, val = split(train, args.split_dataset_ratio, args.data_seed)
+    rows = reader.rows(train)
+    val_rows = reader.rows(val) if len(val) else None
     feed = EpochFeed(
         rows,
         rows_per_step,
@@ -94,25 +130,50 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
     )
     return TrainingData(
         feed,
-        rows[0],
-        int(rows.lengths.max()),
-        rows_per_step,
-        val_rows,
-        val if len(val) else None,
-        {"train": int(rows.lengths.sum()), "supervised": rows.supervised},
-        samples.hashes | val.hashes,
-        ledger,
+        first=rows[0],
+        longest=int(rows.lengths.max()),
+        rows_per_step=rows_per_step,
+        ledger=reader.ledger,
+        val=val_rows,
+        val_samples=val if len(val) else None,
+        tokens={"train": int(rows.lengths.sum()), "supervised": rows.supervised},
+        hashes=train.hashes | val.hashes,
     )
 
 
-def _tokenize(samples: SampleStore, args: SftArguments, opened: Opened, ledger: Ledger) -> TokenStore:
-    from swiftune.data.tokens import tokenize
+def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
+    from swiftune.data.stream import stream_samples
+    from swiftune.data.tokens import tokenize_stream
 
-    return tokenize(
+    args = reader.args
+    val = reader.samples(args.val_dataset)
+    val_rows = reader.rows(val) if len(val) else None
+    samples = stream_samples(
+        args.dataset,
+        reader.find,
+        ledger=reader.ledger,
+        columns=args.columns,
+        seed=args.data_seed,
+        identity=reader.identity,
+        buffer_size=args.shuffle_buffer_size if args.train_dataloader_shuffle else 1,
+        interleave_prob=args.interleave_prob,
+        stopping_strategy=args.stopping_strategy,
+    )
+    rows = tokenize_stream(
         samples,
-        opened.renderer,
+        reader.opened.renderer,
         max_length=args.max_length,
         truncation_strategy=args.truncation_strategy,
-        ledger=ledger,
-        num_proc=args.dataset_num_proc,
+        ledger=reader.ledger,
+    )
+    first = next(rows)
+    return TrainingData(
+        StreamFeed(itertools.chain([first], rows), rows_per_step, max_steps=args.max_steps),
+        first=first,
+        longest=args.max_length,
+        rows_per_step=rows_per_step,
+        ledger=reader.ledger,
+        val=val_rows,
+        val_samples=val if len(val) else None,
+        hashes=val.hashes,
     )

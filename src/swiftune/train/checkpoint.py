@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from swiftune.errors import CheckpointError, OutputError
+from swiftune.train.optim import load_optimizer_state, optimizer_state
 from swiftune.train.tree_file import load_tree, save_tree
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def save(
         shutil.copy(run / "args.json", partial / "args.json")
         if not weights_only:
             save_tree(
-                {"optimizer": optimizer.state_dict(), "schedule": _plain(schedule.state_dict()), "scaler": scaler},
+                {"optimizer": optimizer_state(optimizer), "schedule": _plain(schedule.state_dict()), "scaler": scaler},
                 partial / "optimizer.safetensors",
             )
             if not _is_adapter(model) and dtype != torch.float32:
@@ -120,7 +121,7 @@ def load(
     raw = read_state(folder)
     try:
         saved = load_tree(folder / "optimizer.safetensors")
-        optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer_state(optimizer, saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         if scaler is not None and saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
@@ -207,11 +208,10 @@ def _save_model(model: Any, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBa
     if _is_adapter(model):
         model.save_pretrained(folder)
         return
-    weights = {key: value.to(dtype) for key, value in model.state_dict().items()}
-    before = model.config.dtype
-    model.config.dtype = dtype
-    model.save_pretrained(folder, state_dict=weights)
-    model.config.dtype = before
+    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in model.state_dict().items()})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")  # Transformers writes the dtype of the weights in memory
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 

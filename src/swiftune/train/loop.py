@@ -214,7 +214,7 @@ class Trainer:
 
     def _stale(self) -> bool:
         limit = self.args.early_stop_interval
-        return bool(limit) and self.state.stale_evaluations >= limit
+        return limit is not None and self.state.stale_evaluations >= limit
 
     def _asked(self, stop: StopRequest) -> bool:
         """Whether any process was asked to stop; all must agree, or one would wait for the others forever."""

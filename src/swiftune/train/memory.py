@@ -6,7 +6,7 @@ Shapes: T tokens, L layers, D hidden size, F intermediate size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 2048}
 """Micro-batches beyond this cost memory and gain nothing (measured on a CPU; conventional on a GPU, not measured)."""
@@ -27,7 +27,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Any, *, free: int, device: str, longest: int, asked: int | None, checkpointing: str
+    config: Any, *, free: int, device: str, longest: int, asked: int | None, checkpointing: bool | Literal["auto"]
 ) -> MemoryPlan:
     """Chooses the token budget and whether to checkpoint activations.
 

@@ -17,6 +17,7 @@ from swiftune.models import attention, head
 from swiftune.types import IGNORE, MicroBatch
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -39,11 +40,11 @@ class SupervisedObjective(torch.nn.Module):
             (NEFTune, arXiv:2310.05914, algorithm 1); 0 for none.
     """
 
-    def __init__(self, model: torch.nn.Module, *, neftune_alpha: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *, neftune_alpha: float = 0.0) -> None:
         super().__init__()
         self.model = model
         self.neftune_alpha = neftune_alpha
-        self.causal_lm: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body, self.head = head.split(self.causal_lm)
         self.flash = str(self.causal_lm.config._attn_implementation).startswith("flash_attention")
         if not self.flash:

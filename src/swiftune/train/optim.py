@@ -8,15 +8,11 @@ from typing import Any
 
 import torch
 
-from swiftune.config import TrainArguments, TunerArguments
+from swiftune.config import SftArguments
 from swiftune.errors import UsageError
 
 
-class Args(TrainArguments, TunerArguments):
-    """What is read here of a command's arguments."""
-
-
-def build_optimizer(model: torch.nn.Module, args: Args) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, args: SftArguments) -> torch.optim.Optimizer:
     """The optimizer over the trainable parameters.
 
     Matrices decay, vectors (biases, norms) do not. LoRA+ gives every ``lora_B`` ``lorap_lr_ratio`` times the learning
@@ -37,7 +33,7 @@ def build_optimizer(model: torch.nn.Module, args: Args) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=eps, fused=fused)
 
 
-def _groups(model: torch.nn.Module, args: Args) -> list[dict[str, Any]]:
+def _groups(model: torch.nn.Module, args: SftArguments) -> list[dict[str, Any]]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     galore = _galore_names(model, args) if args.use_galore else set()
     ratio = args.lorap_lr_ratio or 1.0
@@ -61,7 +57,7 @@ def _groups(model: torch.nn.Module, args: Args) -> list[dict[str, Any]]:
     return result
 
 
-def _galore_names(model: torch.nn.Module, args: Args) -> set[str]:
+def _galore_names(model: torch.nn.Module, args: SftArguments) -> set[str]:
     """Trainable weights of linear layers whose name contains one of ``galore_target_modules`` (default: all)."""
     wanted: Iterable[str] = args.galore_target_modules or [""]
     names = {
@@ -77,7 +73,32 @@ def _galore_names(model: torch.nn.Module, args: Args) -> set[str]:
     return names
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, args: Args, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``optimizer.state_dict()`` of nothing but tensors and numbers: GaLore keeps objects, taken apart here."""
+    state = optimizer.state_dict()
+    return state | {
+        "state": {
+            index: {key: dict(vars(value)) if key == "projector" else value for key, value in parameter.items()}
+            for index, parameter in state["state"].items()
+        }
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Puts back what ``optimizer_state`` gave."""
+    for parameter in state["state"].values():
+        if "projector" in parameter:
+            from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+
+            projector = GaLoreProjector()
+            vars(projector).update(parameter["projector"])
+            parameter["projector"] = projector
+    optimizer.load_state_dict(state)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, args: SftArguments, *, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning-rate schedule over ``steps`` optimizer steps, with its warm-up.
 
     ``warmup_steps`` wins over ``warmup_ratio``, which is rounded up as in Transformers.

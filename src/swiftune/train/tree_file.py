@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-_TENSOR, _PAIRS, _TUPLE = "__tensor__", "__pairs__", "__tuple__"
+_TENSOR, _STRIDE, _PAIRS, _TUPLE = "__tensor__", "__stride__", "__pairs__", "__tuple__"
 
 
 def save_tree(tree: Any, file: Path) -> None:
@@ -33,7 +33,7 @@ def load_tree(file: Path) -> Any:
 def _take_apart(node: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(node, torch.Tensor):
         tensors[path] = node.detach().cpu().contiguous().clone()
-        return {_TENSOR: path}
+        return {_TENSOR: path} if node.is_contiguous() else {_TENSOR: path, _STRIDE: node.stride()}
     if isinstance(node, dict):  # keys may be integers, which JSON's objects do not keep
         return {_PAIRS: [[key, _take_apart(value, f"{path}/{key}", tensors)] for key, value in node.items()]}
     if isinstance(node, list | tuple):
@@ -49,6 +49,9 @@ def _put_together(node: Any, tensor: Any) -> Any:
         return [_put_together(item, tensor) for item in node]
     if not isinstance(node, dict):
         return node
+    if _STRIDE in node:  # a product of the same numbers in another layout may be rounded otherwise
+        value = tensor(node[_TENSOR])
+        return torch.empty_strided(value.shape, node[_STRIDE], dtype=value.dtype).copy_(value)
     if _TENSOR in node:
         return tensor(node[_TENSOR])
     if _TUPLE in node:
