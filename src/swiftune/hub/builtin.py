@@ -35,7 +35,7 @@ def find(kind: Kind, name: str) -> Path | None:
     if kind == "model" and name == MODEL:
         return model()
     if kind == "dataset" and name == DATASET:
-        return Path(str(files("swiftune") / "data" / "builtin" / "self_cognition.jsonl"))
+        return Path(str(files("swiftune") / "data" / "builtin" / "self-cognition"))
     return None
 
 
