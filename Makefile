@@ -7,6 +7,7 @@ TORCH := torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt
 # The first Python on the path that is neither too old nor too new.
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
 	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
@@ -26,11 +27,11 @@ $(VENV)/torch: Makefile | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/torch
-	$(PIP) install -c constraints.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/torch
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/installed
 
 demo: install
@@ -40,6 +41,7 @@ demo: install
 test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
+# Under a minute; the pre-commit hook calls it.
 check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

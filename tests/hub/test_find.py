@@ -55,7 +55,8 @@ def test_a_tilde_is_the_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_builtin_data_set_is_packed_with_us() -> None:
-    lines = find_dataset("swift/self-cognition").read_text("utf-8").splitlines()
+    files = find_dataset("swift/self-cognition").glob("*.jsonl")
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
     assert len(lines) >= 100
     assert all(json.loads(line) for line in lines)
 
