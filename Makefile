@@ -52,4 +52,4 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 docs: install
-	$(BIN)/python -m swiftune.config.reference docs/reference/command-line.md
+	$(BIN)/python -m swiftune.config.reference
