@@ -11,7 +11,7 @@ from swiftune.errors import Interrupted, MissingPackageError
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.training_data import TrainingData, prepare
 from swiftune.runtime import hardware, seeds
-from swiftune.runtime.console import err, notice
+from swiftune.runtime.console import err, hushed, notice
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,8 @@ def _trainer(
     optimizer = optim.build_optimizer(model, args)
     schedule = optim.build_schedule(optimizer, args, steps=data.feed.steps)
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
-    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    with hushed("`broadcast_buffers` is deprecated"):  # the name that accelerate knows, and that torch 2.10 knows too
+        prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     seeds.seed_everything(args.seed, process=accelerator.process_index)
     return Trainer(
         args,

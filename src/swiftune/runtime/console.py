@@ -6,6 +6,9 @@ Data (an answer, a table asked for) goes to stdout; everything said on the way (
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from swiftune.runtime.launch import is_main_process
@@ -37,6 +40,18 @@ def warn(text: str) -> None:
     if text not in _said and is_main_process():
         _said.add(text)
         err().print(f"[yellow]warning[/] {_escape(text)}")
+
+
+@contextmanager
+def hushed(beginning: str) -> Iterator[None]:
+    """Keeps one warning from the terminal, which a library gives about how another library calls it.
+
+    Args:
+        beginning: regular expression that the warning's text begins with.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", beginning, FutureWarning)
+        yield
 
 
 def _escape(text: str) -> str:

@@ -31,9 +31,16 @@ def relaunch(words: Sequence[str]) -> int | None:
         return None
     flags = [word for name, flag in _FLAGS.items() if name in os.environ for word in (flag, os.environ[name])]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "swiftune.cli.main", *words]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env=_threads() | os.environ) as process:
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:  # the processes have it from the terminal, too, and save what they have
                 continue
+
+
+def _threads() -> dict[str, str]:
+    """The processors, shared out; left to itself torchrun gives each process one, and says so at length."""
+    count = os.environ.get("NPROC_PER_NODE", "1")
+    processes = int(count) if count.isdigit() else 1
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // max(processes, 1)))}

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune.errors import AdapterError
+from swiftune.runtime.console import hushed
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RENAMED = "`is_gradient_checkpointing` is deprecated"
+"""PEFT 0.21 asks a model for it by the name that it had before Transformers 5.23."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -56,7 +59,8 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
-        wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+        with hushed(RENAMED):
+            wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(
             f"The adapter in {path} does not fit this base model: {_reason(error)}",

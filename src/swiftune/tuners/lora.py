@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from swiftune.config import TunerArguments
 from swiftune.errors import UsageError
+from swiftune.runtime.console import hushed
+from swiftune.tuners.adapter import RENAMED
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,7 +41,8 @@ def attach_lora(model: PreTrainedModel, args: TunerArguments) -> PeftModel:
         init_lora_weights=args.init_weights,
     )
     _check_names(model, args)
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    with hushed(RENAMED):
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
 def _targets(args: TunerArguments) -> str | list[str]:
