@@ -12,9 +12,9 @@ from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
 from swiftune.data.load import load_samples
 
-BUILTIN = Path(str(files("swiftune"))) / "data" / "builtin" / "self_cognition.jsonl"
+BUILTIN = Path(str(files("swiftune"))) / "data" / "builtin" / "self-cognition"
 UNSEEN = Path(__file__).parents[2] / "examples" / "identity_questions.json"
-ROWS = [json.loads(line) for line in BUILTIN.read_text(encoding="utf-8").splitlines()]
+ROWS = [json.loads(line) for tag in ("en", "zh") for line in (BUILTIN / f"{tag}.jsonl").read_text("utf-8").splitlines()]
 
 
 def plain(question: str) -> str:

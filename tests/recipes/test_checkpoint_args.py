@@ -49,7 +49,7 @@ def test_args_json_fills_what_the_command_line_leaves_open(tmp_path: Path) -> No
         dataset=["rows.jsonl"],
     )
     resolved = resolve(InferArguments(adapters=[str(folder)], template="mine.jinja", temperature=0))
-    assert resolved.adapter == resolved.home == folder
+    assert resolved.adapters == [resolved.home] == [folder]
     args = resolved.args
     assert (args.model, args.system, args.torch_dtype) == ("org/Base", "Talk like notes.txt", "bfloat16")
     assert (args.template, args.temperature) == ("mine.jinja", 0)  # given, so it wins
@@ -97,9 +97,9 @@ def test_a_runs_folder_means_its_best_or_last_checkpoint(tmp_path: Path) -> None
     for step in (5, 50, 100):
         adapter_folder(tmp_path / f"checkpoint-{step}", "org/Base")
     args = InferArguments(adapters=[str(tmp_path)])
-    assert resolve(args).adapter == tmp_path / "checkpoint-100"
+    assert resolve(args).adapters == [tmp_path / "checkpoint-100"]
     (tmp_path / "checkpoint-best").symlink_to("checkpoint-50")
-    assert resolve(args).adapter == tmp_path / "checkpoint-50"
+    assert resolve(args).adapters == [tmp_path / "checkpoint-50"]
 
 
 def test_a_fully_tuned_checkpoint(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_fully_tuned_checkpoint(tmp_path: Path) -> None:
     (folder / "args.json").write_text(json.dumps({"model": "org/Base", "system": "Be brief.", "torch_dtype": None}))
     for name in (folder, folder.parent):
         resolved = resolve(InferArguments(model=str(name)))
-        assert (resolved.adapter, resolved.home) == (None, folder)
+        assert (resolved.adapters, resolved.home) == ([], folder)
         assert (resolved.args.model, resolved.args.system) == (str(folder), "Be brief.")
 
 

@@ -11,7 +11,7 @@ import torch
 from swiftune.config import SftArguments
 from swiftune.errors import AdapterError, UsageError
 from swiftune.models.load import load_model
-from swiftune.tuners import attach_lora, choose_parameters, load_adapter
+from swiftune.tuners import attach_lora, choose_parameters, load_adapter, load_weighted_sum
 from tests import tiny
 
 
@@ -135,3 +135,45 @@ def test_adapters_that_are_none_or_fit_another_base_are_refused(
     weights.unlink()
     with pytest.raises(AdapterError, match="has no adapter_model.safetensors"):
         load_adapter(model(tiny_qwen2), cut)
+
+
+def random_adapter(folder: Path, into: Path, seed: int, **settings: Any) -> Path:
+    wrapped = attach_lora(model(folder), SftArguments(**settings))
+    torch.manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(into)
+    return into
+
+
+def update(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """What merging an adapter adds to each weight, by PEFT alone."""
+    from peft import PeftModel
+
+    base = model(folder)
+    before = {name: p.detach().clone() for name, p in base.named_parameters()}
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return {name: p.detach() - before[name] for name, p in merged.named_parameters()}
+
+
+def test_a_weighted_sum_is_the_sum_of_the_updates_whatever_their_ranks_and_layers(
+    tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    a = random_adapter(tiny_qwen2, tmp_path / "a", 1, lora_rank=4, lora_alpha=16)
+    b = random_adapter(tiny_qwen2, tmp_path / "b", 2, lora_rank=8, lora_alpha=8, target_modules=["q_proj", "up_proj"])
+    expected = model(tiny_qwen2)
+    update_a, update_b = update(tiny_qwen2, a), update(tiny_qwen2, b)
+    with torch.no_grad():
+        for name, parameter in expected.named_parameters():
+            parameter += 0.7 * update_a[name] + 0.3 * update_b[name]
+    ids = torch.arange(20)[None]
+    mixed = load_weighted_sum(model(tiny_qwen2), [a, b], [0.7, 0.3])
+    torch.testing.assert_close(mixed(ids).logits, expected(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_product_of_factors_cannot_be_part_of_a_sum(tiny_qwen2: Path, tmp_path: Path) -> None:
+    plain = random_adapter(tiny_qwen2, tmp_path / "plain", 1)
+    dora = random_adapter(tiny_qwen2, tmp_path / "dora", 2, use_dora=True)
+    with pytest.raises(AdapterError, match="dora is not plain LoRA"):
+        load_weighted_sum(model(tiny_qwen2), [plain, dora], [0.5, 0.5])

@@ -62,15 +62,17 @@ def interleaving_needs_a_stream(args: Any) -> str | None:
     return None
 
 
-@rule("adapters")
-def one_adapter(args: Any) -> str | None:
+@rule("adapters", "train_type")
+def one_adapter_is_trained(args: Any) -> str | None:
     if len(args.adapters) > 1:
-        return f"--adapters names {len(args.adapters)} adapters: mixing several is not built yet; give one."
+        return f"--adapters names {len(args.adapters)} adapters: training goes on from one."
     return None
 
 
 @rule("adapters", "adapter_weights")
 def weights_of_adapters(args: Any) -> str | None:
+    if len(args.adapters) > 1 and not args.adapter_weights:
+        return f"--adapters names {len(args.adapters)} adapters: give each a weight, such as --adapter_weights 0.7,0.3."
     if args.adapter_weights and len(args.adapter_weights) != len(args.adapters):
         weights, adapters = len(args.adapter_weights), len(args.adapters)
         return f"--adapter_weights has {weights} weights for {adapters} adapters: give one for each of --adapters."

@@ -36,7 +36,7 @@ def load_model(
     Raises:
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
     from transformers.utils import logging
 
     check_folder(path)
@@ -45,13 +45,13 @@ def load_model(
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     gguf = sorted(path.glob("*.gguf"))
     if gguf and not list(path.glob("*.safetensors")):
-        from transformers import GgufConfig
-
-        kwargs |= {"gguf_file": gguf[0].name, "quantization_config": GgufConfig(dequantize=True)}
+        kwargs["gguf_file"] = gguf[0].name
+        if hasattr(transformers, "GgufConfig"):  # newer ones keep the weights packed unless told otherwise
+            kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs |= {"use_safetensors": True}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attn_impl or "sdpa", output_loading_info=True, **kwargs
         )
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:

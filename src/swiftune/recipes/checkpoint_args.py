@@ -32,7 +32,7 @@ class Resolved:
 
     args: InferArguments
     """``model`` is the base's id or folder, or a fully tuned checkpoint's folder."""
-    adapter: Path | None
+    adapters: list[Path]
     home: Path | None
     """The checkpoint's folder, adapter or not, where results may be put; ``None`` where no checkpoint is used."""
 
@@ -44,14 +44,16 @@ def resolve(args: InferArguments) -> Resolved:
         AdapterError: the adapter's base model is not known, or is not where it was.
     """
     if args.adapters:
-        adapter = _find(args.adapters[0], args)
-        filled = _fill(args, adapter)
-        return Resolved(_with_base(filled, adapter), adapter, adapter)
+        adapters = [_find(name, args) for name in args.adapters]
+        filled = _fill(args, adapters[0])
+        for adapter in adapters:
+            filled = _with_base(filled, adapter)
+        return Resolved(filled, adapters, adapters[0])
     if args.model and Path(args.model).is_dir():
         folder = checkpoint_in(Path(args.model))
         args = _fill(args.model_copy(update={"model": str(folder)}), folder)
-        return Resolved(args, None, folder if (folder / "args.json").exists() else None)
-    return Resolved(args, None, None)
+        return Resolved(args, [], folder if (folder / "args.json").exists() else None)
+    return Resolved(args, [], None)
 
 
 def checkpoint_in(folder: Path) -> Path:

@@ -16,6 +16,9 @@ from swiftune.runtime import hardware
 from swiftune.runtime.console import err, notice
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from swiftune.data.ledger import Ledger
     from swiftune.data.store import SampleStore
     from swiftune.generate.conversation import Conversation
@@ -37,13 +40,14 @@ def infer(args: InferArguments, talk: Talk) -> None:
     resolved = resolve(args)
     args = resolved.args
     opened = open_tokenizer(args)
-    engine = _engine(args, opened, resolved.adapter)
+    engine = _engine(args, opened, resolved.adapters)
     if args.dataset or args.val_dataset:
         _answer_rows(args, opened, engine, _result_path(args, resolved))
     else:
         from swiftune.generate.conversation import Conversation
 
-        err().print(f"Model: {resolved.adapter or opened.folder}", style="dim", markup=False)
+        shown = " + ".join(map(str, resolved.adapters)) or opened.folder
+        err().print(f"Model: {shown}", style="dim", markup=False)
         talk(
             Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
             args.stream is not False,
@@ -65,10 +69,10 @@ def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
     )
 
 
-def _engine(args: InferArguments, opened: Opened, adapter: Path | None) -> Engine:
+def _engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.transformers_engine import TransformersEngine
     from swiftune.models.load import load_model
-    from swiftune.tuners import load_adapter
+    from swiftune.tuners import load_adapter, load_weighted_sum
 
     device = hardware.device()
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
@@ -81,8 +85,12 @@ def _engine(args: InferArguments, opened: Opened, adapter: Path | None) -> Engin
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+    if len(adapters) > 1:
+        tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
+    else:
+        tuned = load_adapter(model, adapters[0]) if adapters else model
     return TransformersEngine(
-        model if adapter is None else load_adapter(model, adapter),
+        tuned,
         opened.tokenizer,
         stop_ids=opened.renderer.stop_ids,
         max_batch_size=args.max_batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,33 +49,70 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
         AdapterError: the folder is no adapter, or one that was made for another base.
     """
     from peft import PeftModel
+
+    def put() -> PeftModel:
+        return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+
+    return _checked(put, path, "default")
+
+
+def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Sequence[float]) -> PeftModel:
+    """Puts the weighted sum of several adapters' updates onto ``model``: w1 B1 A1 + w2 B2 A2 + ..., exactly.
+
+    The factors are laid side by side, so the ranks may differ, and a layer may be in some of the adapters only.
+
+    Raises:
+        AdapterError: see ``load_adapter``; or an adapter is more than LoRA, so that it is no sum of products.
+    """
+    for path in paths:
+        config = read_config(path)
+        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+            raise AdapterError(f"{path} is not plain LoRA; it cannot be part of a weighted sum.", "Use it alone.")
+    wrapped = load_adapter(model, paths[0])
+    names = ["default"]
+    for path in paths[1:]:
+        name = f"adapter_{len(names) + 1}"
+
+        def put(path: Path = path, name: str = name) -> PeftModel:
+            wrapped.load_adapter(str(path), adapter_name=name)
+            return wrapped
+
+        _checked(put, path, name)
+        names.append(name)
+    wrapped.add_weighted_adapter(names, list(weights), "weighted_sum", combination_type="cat")
+    wrapped.set_adapter("weighted_sum")
+    return wrapped.eval()
+
+
+def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
+    """Calls ``put``, which loads ``path`` under ``name``, and makes sure that all of it found its place."""
     from safetensors import SafetensorError, safe_open
 
     read_config(path)
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
         with hushed(RENAMED):
-            wrapped = PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
+            wrapped = put()
     except (RuntimeError, ValueError, KeyError) as error:
         raise AdapterError(
             f"The adapter in {path} does not fit this base model: {_reason(error)}",
             "Name the base it was trained on with --model.",
         ) from error
-    _check_fit(wrapped, shapes, path)
+    _check_fit(wrapped, shapes, path, name)
     return wrapped
 
 
-def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Path, name: str) -> None:
     """PEFT skips tensors that the base has no place for, and leaves untouched those it lacks; neither goes unsaid."""
     from peft import get_peft_model_state_dict
 
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(wrapped).items()}
+    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(wrapped, adapter_name=name).items()}
     odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
     if odd:
         raise AdapterError(
