@@ -1,4 +1,4 @@
-"""A small world for whole commands: a mirror with models and data sets in it, a cache of its own, a working directory."""
+"""A small world for whole commands: a mirror with models and data sets, a cache of its own, a working directory."""
 
 from __future__ import annotations
 

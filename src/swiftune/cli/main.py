@@ -72,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has left (`swift sft --help | head`). Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
+        if _has_lost_peer(error):
+            from swiftune.runtime.launch import LOST_PEER
+
+            print("error: another process of this run has ended.", file=sys.stderr)
+            return LOST_PEER
         import traceback
 
         traceback.print_exc()
@@ -103,13 +108,13 @@ def _run(words: list[str]) -> int:
         print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
         return 0
     from swiftune.config.parse import parse
+    from swiftune.runtime import console, launch
 
+    if command.distributed and launch.is_wanted():
+        with console.silent():  # the first process says it
+            parse(arguments, rest)
+        return launch.launch(words)
     args = parse(arguments, rest)
-    if command.distributed:
-        from swiftune.runtime.launch import relaunch
-
-        if (code := relaunch(words)) is not None:
-            return code
     recipe: Callable[..., int | None] = _named(command.recipe)
     return recipe(args) or 0
 
@@ -131,6 +136,11 @@ def _no_such(name: str) -> ArgumentsError:
     return ArgumentsError(
         [f"there is no command {name!r}; " + (f"did you mean swift {near}?" if near else f"{commands}.")]
     )
+
+
+def _has_lost_peer(error: Exception) -> bool:
+    """Whether a process cannot go on because another one, which will say why, has failed."""
+    return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and " peer" in str(error)
 
 
 def _show(error: SwiftuneError) -> None:

@@ -34,7 +34,7 @@ def _train(args: SftArguments, *, command: str) -> None:
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
-    from swiftune.train import checkpoint
+    from swiftune.train import checkpoint, run_folder
 
     processes = PartialState(cpu=hardware.device().type == "cpu")
     resume_from = _checkpoint_to_resume(args)
@@ -42,9 +42,11 @@ def _train(args: SftArguments, *, command: str) -> None:
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
     if said:
         notice(said)
-    run = _run_folder(args, processes, resume_from)
+    if processes.is_main_process:
+        run_folder.check(Path(args.output_dir))
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
+    run = _run_folder(args, processes, resume_from)
     if processes.is_main_process:
         data.show(opened.tokenizer)
         data.account(run)

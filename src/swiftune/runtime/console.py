@@ -26,20 +26,38 @@ def err() -> Console:
 
 
 _said: set[str] = set()
+_silent = False
 
 
 def notice(text: str) -> None:
     """Says a thing worth knowing, once per process, on one line of stderr."""
-    if text not in _said and is_main_process():
-        _said.add(text)
+    if _new(text):
         err().print(f"[cyan]note[/] {_escape(text)}")
 
 
 def warn(text: str) -> None:
     """Says a thing that may be a mistake, once per process, on one line of stderr."""
-    if text not in _said and is_main_process():
-        _said.add(text)
+    if _new(text):
         err().print(f"[yellow]warning[/] {_escape(text)}")
+
+
+def _new(text: str) -> bool:
+    """Whether it is to be said here and now; if so, it is not again."""
+    if text in _said or _silent or not is_main_process():
+        return False
+    _said.add(text)
+    return True
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within it nothing is said."""
+    global _silent
+    _silent = True
+    try:
+        yield
+    finally:
+        _silent = False
 
 
 @contextmanager

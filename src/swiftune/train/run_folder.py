@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
 from swiftune.errors import OutputError
 
 
-def create(output_dir: Path, *, add_version: bool) -> Path:
-    """Makes the run's folder, in a way that two runs started at once get two.
+def check(output_dir: Path) -> None:
+    """Makes sure, before hours of other work, that runs can be put into ``output_dir``.
 
     Raises:
         OutputError: it cannot be made or written to.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        run = _next(output_dir) if add_version else output_dir
-        probe = run / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
     except OSError as error:
-        raise OutputError(
-            f"--output_dir {output_dir} cannot be written: {error.strerror or error}.", "Name another folder."
-        ) from error
-    return run.absolute()
+        raise _unwritable(output_dir, error) from error
+
+
+def create(output_dir: Path, *, add_version: bool) -> Path:
+    """Makes the run's folder, in a way that two runs started at once get two.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    check(output_dir)
+    try:
+        return (_next(output_dir) if add_version else output_dir).absolute()
+    except OSError as error:
+        raise _unwritable(output_dir, error) from error
+
+
+def _unwritable(output_dir: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"--output_dir {output_dir} cannot be written: {error.strerror or error}.", "Name another folder."
+    )
 
 
 def _next(output_dir: Path) -> Path:
