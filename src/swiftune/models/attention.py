@@ -46,19 +46,20 @@ def packed_attention(
         raise NotImplementedError(f"{type(module).__name__} uses attention sinks, which packed training does not know")
     assert attention_mask is None
     bounds = cu_seqlens or [0, query_BHTD.shape[2]]
+    lengths = [end - start for start, end in pairwise(bounds)]
     outputs = []
-    for start, end in pairwise(bounds):
-        q, k, v = (x[:, :, start:end] for x in (query_BHTD, key_BKTD, value_BKTD))
-        windowed = sliding_window is not None and sliding_window < end - start
+    # ``split``, not slices: its backward is one concatenation, that of a slice a tensor of zeros for every sequence.
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True):
         if softcap is not None:
             outputs.append(_softcapped(q, k, v, scaling, softcap, sliding_window, dropout))
-        else:
-            mask = _window_mask(end - start, sliding_window, q.device) if windowed else None
-            outputs.append(
-                scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
-                )
+            continue
+        windowed = sliding_window is not None and sliding_window < q.shape[2]
+        mask = _window_mask(q.shape[2], sliding_window, q.device) if windowed else None
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
             )
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
