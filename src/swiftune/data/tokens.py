@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from swiftune.data.ledger import Ledger, RowFault
+from swiftune.data.stream import SampleStream
 from swiftune.errors import DataError, OutputError
 from swiftune.runtime import paths
 from swiftune.runtime.console import err
@@ -157,10 +158,11 @@ def tokenize_stream(
     """``tokenize`` for samples that are read as they are needed: nothing is kept.
 
     Raises:
-        DataError: the samples have ended and none was a row.
+        DataError: the samples, or an epoch of an endless stream, have ended and none was a row.
     """
     faults: list[tuple[Sample, str, str]] = []
     any_row = False
+    epoch = samples.epoch if isinstance(samples, SampleStream) else 0
     iterator = iter(samples)
     while batch := list(itertools.islice(iterator, 64)):
         for sample, row in zip(batch, renderer.rows(batch), strict=True):
@@ -171,6 +173,8 @@ def tokenize_stream(
             else:
                 any_row = True
                 yield fitted
+        if not any_row and isinstance(samples, SampleStream) and samples.epoch > epoch:
+            break  # it would go on so for ever
     if not any_row:
         raise _nothing_left(faults, max_length)
 

@@ -42,8 +42,11 @@ def _train(args: SftArguments, *, command: str) -> None:
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
     if said:
         notice(said)
+    _adapter(args, resume_from)  # a mistake is answered before hours of other work
     if processes.is_main_process:
-        run_folder.check(Path(args.output_dir))
+        run_folder.check(args.output_dir, "--output_dir")
+        if args.logging_dir:
+            run_folder.check(args.logging_dir, "--logging_dir")
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
     run = _run_folder(args, processes, resume_from)
@@ -51,8 +54,8 @@ def _train(args: SftArguments, *, command: str) -> None:
         data.show(opened.tokenizer)
         data.account(run)
     accelerator = _accelerator(args, dtype, run)
-    trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
     try:
+        trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
         state = trainer.train()
     except Interrupted as stopped:
         last = run / checkpoint.name(trainer.state.step)
@@ -60,8 +63,10 @@ def _train(args: SftArguments, *, command: str) -> None:
         raise
     finally:
         accelerator.end_training()
-        if args.streaming and processes.is_main_process:
-            data.account(run)  # a stream is counted while it is read
+        if processes.is_main_process:
+            if args.streaming:
+                data.account(run)  # a stream is counted while it is read
+            run_folder.discard_unused(run)
         AcceleratorState._reset_state()  # else the next run of this process would have to have the same dtype
     if processes.is_main_process:
         _say_what_is_next(args, run, run / checkpoint.name(state.step))
@@ -131,8 +136,25 @@ def _model(
     if full:
         tuners.choose_parameters(model, args)
         return model
+    adapter = _adapter(args, resume_from)
+    tuned = tuners.load_adapter(model, adapter, trainable=True) if adapter else tuners.attach_lora(model, args)
+    tuners.speed_up(tuned)
+    return tuned
+
+
+def _adapter(args: SftArguments, resume_from: Path | None) -> Path | None:
+    """The adapter that training goes on with, if any.
+
+    Raises:
+        AdapterError: it is no whole adapter.
+    """
+    from swiftune.tuners.adapter import read_config
+
     adapter = resume_from or (Path(args.adapters[0]) if args.adapters else None)
-    return tuners.load_adapter(model, adapter, trainable=True) if adapter else tuners.attach_lora(model, args)
+    if adapter is None or args.train_type == "full":
+        return None
+    read_config(adapter)
+    return adapter
 
 
 def _plan_memory(

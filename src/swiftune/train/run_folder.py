@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -10,18 +11,20 @@ from pathlib import Path
 from swiftune.errors import OutputError
 
 
-def check(output_dir: Path) -> None:
-    """Makes sure, before hours of other work, that runs can be put into ``output_dir``.
+def check(folder: str | Path, flag: str) -> None:
+    """Makes sure, before hours of other work, that ``folder``, which ``flag`` names, can be written to.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: it cannot.
     """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(output_dir, error) from error
+        raise OutputError(
+            f"{flag} {folder} cannot be written: {error.strerror or error}.", "Name another folder."
+        ) from error
 
 
 def create(output_dir: Path, *, add_version: bool) -> Path:
@@ -30,17 +33,19 @@ def create(output_dir: Path, *, add_version: bool) -> Path:
     Raises:
         OutputError: it cannot be made.
     """
-    check(output_dir)
-    try:
-        return (_next(output_dir) if add_version else output_dir).absolute()
-    except OSError as error:
-        raise _unwritable(output_dir, error) from error
+    check(output_dir, "--output_dir")
+    return (_next(output_dir) if add_version else output_dir).absolute()
 
 
-def _unwritable(output_dir: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"--output_dir {output_dir} cannot be written: {error.strerror or error}.", "Name another folder."
-    )
+def discard_unused(run: Path) -> None:
+    """Removes what a run wrote that ended before its first step; whatever else is in the folder stays."""
+    if (run / "logging.jsonl").exists() or any(run.glob("checkpoint-*")):
+        return
+    for name in ("args.json", "run.json", "set_aside.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "runs", ignore_errors=True)
+    if not any(run.iterdir()):
+        run.rmdir()
 
 
 def _next(output_dir: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _TENSOR, _STRIDE, _PAIRS, _TUPLE = "__tensor__", "__stride__", "__pairs__", "__tuple__"
@@ -24,15 +24,18 @@ def save_tree(tree: Any, file: Path) -> None:
 
 
 def load_tree(file: Path) -> Any:
-    """Reads what ``save_tree`` wrote. Raises ``safetensors.SafetensorError`` where the file is not whole."""
-    with safe_open(file, framework="pt") as content:
-        structure = json.loads(content.metadata()["structure"])
-        return _put_together(structure, content.get_tensor)
+    """Reads what ``save_tree`` wrote. Raises ``ValueError`` where the file is not whole."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            structure = json.loads(content.metadata()["structure"])
+            return _put_together(structure, content.get_tensor)
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{file.name} is truncated, or was not written here ({error})") from error
 
 
 def _take_apart(node: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(node, torch.Tensor):
-        tensors[path] = node.detach().cpu().contiguous().clone()
+        tensors[path] = node.detach().cpu().contiguous()
         return {_TENSOR: path} if node.is_contiguous() else {_TENSOR: path, _STRIDE: node.stride()}
     if isinstance(node, dict):  # keys may be integers, which JSON's objects do not keep
         return {_PAIRS: [[key, _take_apart(value, f"{path}/{key}", tensors)] for key, value in node.items()]}
