@@ -105,4 +105,3 @@ class MicroBatch:
     """Counted from 0 in every sequence."""
     cu_seqlens: list[int]
     """Where each sequence starts, and T at the end (flash attention's ``cu_seqlens``)."""
-    rows: int

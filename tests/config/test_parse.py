@@ -106,10 +106,6 @@ def test_promised_lines_mean_what_they_say(command: type[Arguments], line: str, 
     ("line", "expected"),
     [
         (
-            "--adapters output_mixed/checkpoint-xxx,output_code/checkpoint-yyy --adapter_weights 0.7,0.3 --stream true",
-            "--adapters names 2 adapters: mixing several is not built yet; give one.",
-        ),
-        (
             "--adapters output/vx-xxx/checkpoint-873 --infer_backend vllm --vllm_max_model_len 8192 --stream true "
             "--temperature 0.3",
             "--infer_backend vllm is not built yet; use --infer_backend transformers.",
@@ -165,8 +161,13 @@ def test_values(line: str, name: str, value: Any) -> None:
 
 def test_adapters_by_words_and_commas() -> None:
     assert parse(InferArguments, ["--adapters", "a,"]).adapters == ["a"]
+    mixed = parse(InferArguments, ["--adapters", "a,b", "--adapter_weights", "0.7,0.3"])
+    assert (mixed.adapters, mixed.adapter_weights) == (["a", "b"], [0.7, 0.3])
+    assert mistakes(SftArguments, "--dataset d --adapters a b") == [
+        "--adapters names 2 adapters: training goes on from one."
+    ]
     assert mistakes(InferArguments, "--adapters a,b c") == [
-        "--adapters names 3 adapters: mixing several is not built yet; give one."
+        "--adapters names 3 adapters: give each a weight, such as --adapter_weights 0.7,0.3."
     ]
 
 

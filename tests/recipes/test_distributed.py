@@ -95,11 +95,6 @@ def test_one_process_speaks_and_writes(base: Flags, tmp_path: Path) -> None:
     assert [record["global_step/max_steps"] for record in log_of(run) if "loss" in record] == ["1/2", "2/2"]
     answers = [json.loads(line) for file in run.glob("predictions-2.*") for line in file.read_text().splitlines()]
     assert len(answers) == 5
-    # Each process has random states of its own to go on from.
-    assert {path.name for path in (run / "checkpoint-2").glob("random_*")} == {
-        "random_0.safetensors",
-        "random_1.safetensors",
-    }
 
 
 @pytest.mark.slow
@@ -138,7 +133,8 @@ def test_interrupting_two_processes_saves(base: Flags, tmp_path: Path, how: sign
     assert "Traceback" not in err
     assert err.count("--resume_from_checkpoint") == 1
     (saved,) = run_of(tmp_path / "two").glob("checkpoint-*[0-9]")
-    assert {"trainer_state.json", "random_0.safetensors", "random_1.safetensors"} <= {p.name for p in saved.iterdir()}
+    assert (saved / "trainer_state.json").exists()
+    assert saved.name in err
 
 
 def children(pid: int) -> list[int]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from swiftune import __version__
-from swiftune.errors import ArgumentsError, SwiftuneError
+from swiftune.errors import ArgumentsError, Interrupted, SwiftuneError
 
 if TYPE_CHECKING:
     from swiftune.config import Arguments
@@ -150,7 +150,7 @@ def _show(error: SwiftuneError) -> None:
 
         traceback.print_exception(error)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    label = "interrupted" if error.exit_code == 130 else "error"
+    label = "interrupted" if isinstance(error, Interrupted) else "error"
     label = f"\x1b[31m{label}:\x1b[0m" if colour else f"{label}:"
     for sentence in error.mistakes if isinstance(error, ArgumentsError) else [str(error)]:
         print(label, sentence, file=sys.stderr)

@@ -89,7 +89,7 @@ class LoraArguments(Arguments):
     """rsLoRA: scale by alpha / sqrt(rank), for high ranks (arXiv:2312.03732)."""
     lorap_lr_ratio: Positive | None = unset("the same learning rate for both matrices")
     """LoRA+: learning rate of matrix B over that of A, usually 10 to 16 (arXiv:2402.12354)."""
-    init_weights: bool | Literal["gaussian", "pissa", "olora"] = True
+    init_weights: bool | Literal["gaussian"] = True
     """How the matrices begin: `true` is Kaiming for A and zero for B."""
 
 
@@ -266,7 +266,7 @@ class EvaluationArguments(Arguments):
     eval_on_start: bool = False
     """Evaluate before the first step too."""
     per_device_eval_batch_size: Rows = 1
-    """Rows a device evaluates at once."""
+    """Rows whose answers are written at once with --predict_with_generate; the loss is computed on packed rows."""
     predict_with_generate: bool = False
     """Let the model write the answers, and score them with ROUGE and BLEU."""
     metric_for_best_model: Literal["loss", "acc", "rouge-1", "rouge-2", "rouge-l", "bleu-4"] = follows(

@@ -49,7 +49,7 @@ def packed_attention(
     lengths = [end - start for start, end in pairwise(bounds)]
     outputs = []
     # ``split``, not slices: its backward is one concatenation, that of a slice a tensor of zeros for every sequence.
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True):
+    for q, k, v in zip(*(torch.split(x, lengths, dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True):
         if softcap is not None:
             outputs.append(_softcapped(q, k, v, scaling, softcap, sliding_window, dropout))
             continue

@@ -54,7 +54,8 @@ def split(model: PreTrainedModel) -> tuple[torch.nn.Module, Head]:
     body = getattr(model, model.base_model_prefix)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    with torch.no_grad(), torch.autocast(model.device.type, model.dtype if half else torch.bfloat16, enabled=half):
         probe_1T = torch.arange(4, device=model.device)[None]
         whole = model(input_ids=probe_1T, use_cache=False).logits
         parts = head(body(input_ids=probe_1T, use_cache=False).last_hidden_state)

@@ -31,7 +31,7 @@ def load_model(
     Args:
         path: a Hugging Face folder with safetensors weights, or with one GGUF file.
         dtype: of the weights in memory.
-        attn_impl: a Transformers attention implementation; ``None`` takes PyTorch's own (``sdpa``).
+        attn_impl: a Transformers attention implementation; ``None`` leaves it to Transformers: PyTorch's own (``sdpa``) where the model can.
 
     Raises:
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
@@ -52,7 +52,7 @@ def load_model(
         kwargs |= {"use_safetensors": True}
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path, attn_implementation=attn_impl or "sdpa", output_loading_info=True, **kwargs
+            path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
         )
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise ModelError(f"The model in {path} cannot be loaded: {first_line(error)}") from error

@@ -21,6 +21,7 @@ from swiftune.errors import Interrupted, OutputError
 from swiftune.generate.engine import Answer, Engine, Request, Sampling
 from swiftune.generate.text_metrics import text_metrics
 from swiftune.runtime.console import err
+from swiftune.runtime.stop import StopRequest
 from swiftune.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -61,11 +62,12 @@ class AnswerFile:
     """(response, reference) of the rows that have a reference."""
     written: int = 0
 
-    def fill(self, samples: Sequence[Sample], *, stream: bool) -> dict[str, float]:
+    def fill(self, samples: Sequence[Sample], *, stream: bool, stop: StopRequest | None = None) -> dict[str, float]:
         """Answers ``samples``.
 
         Args:
             stream: show each answer on stdout while it is written, one row at a time.
+            stop: when it asks to, the rest is left out.
 
         Returns:
             ``rows``, ``seconds``, ``tokens/s``, and ROUGE and BLEU where rows have references.
@@ -80,6 +82,8 @@ class AnswerFile:
             with self.path.open("w", encoding="utf-8") as file, _progress(quiet=stream) as bar:
                 task = bar.add_task("answering", total=len(samples))
                 for first, last in _windows(len(samples), self.batch):
+                    if stop:
+                        break
                     questions = [q for i in range(first, last) if (q := self._question(samples[i], i)) is not None]
                     bar.advance(task, last - first - len(questions))
                     self._answer(questions, file, bar, stream)

@@ -44,9 +44,10 @@ class Evaluator:
         metrics = evaluate(self.prepared, self.data.val, budget=self.budget, accelerator=self.accelerator, stop=stop)
         if metrics is None or not self.args.predict_with_generate:
             return metrics
-        return metrics | self._scores(step)
+        scores = self._scores(step, stop)
+        return None if scores is None else metrics | scores
 
-    def _scores(self, step: int) -> dict[str, float]:
+    def _scores(self, step: int, stop: StopRequest) -> dict[str, float] | None:
         """ROUGE and BLEU of the answers to the validation rows, each process answering its share."""
         from accelerate.utils import gather_object
 
@@ -78,7 +79,9 @@ class Evaluator:
             ledger=ledger,
         )
         with self.objective.generating(), self.accelerator.autocast():
-            answers.fill(mine, stream=False)
+            answers.fill(mine, stream=False, stop=stop)
+        if stop and processes == 1:
+            return None
         pairs = gather_object(answers.pairs) if processes > 1 else answers.pairs
         scores = text_metrics([text for text, _ in pairs], [reference for _, reference in pairs])
         return {f"eval_{name}": value for name, value in scores.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,9 @@ def _train(args: SftArguments, *, command: str) -> None:
 
     from swiftune.train import checkpoint, run_folder
 
-    processes = PartialState(cpu=hardware.device().type == "cpu")
+    # The process group is made here; what Accelerator is told about it later comes too late.
+    group: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout), "backend": args.ddp_backend}
+    processes = PartialState(cpu=hardware.device().type == "cpu", **{k: v for k, v in group.items() if v is not None})
     resume_from = _checkpoint_to_resume(args)
     opened = open_tokenizer(args, loss_scale=args.loss_scale, raw=command == "pt")
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
@@ -59,7 +64,9 @@ def _train(args: SftArguments, *, command: str) -> None:
         state = trainer.train()
     except Interrupted as stopped:
         last = run / checkpoint.name(trainer.state.step)
-        stopped.cure = f"Go on with: swift {command} --config {run / 'args.json'} --resume_from_checkpoint {last}"
+        if last.exists() and not args.save_only_model:
+            again = ["swift", command, "--config", str(run / "args.json"), "--resume_from_checkpoint", str(last)]
+            stopped.cure = f"Go on with: {shlex.join(again)}"
         raise
     finally:
         accelerator.end_training()
@@ -85,6 +92,7 @@ def _trainer(
     from swiftune.recipes import run_record
     from swiftune.recipes.evaluation import Evaluator
     from swiftune.train import optim
+    from swiftune.train.checkpoint import TrainerState
     from swiftune.train.loop import Trainer
     from swiftune.train.objective import SupervisedObjective
 
@@ -98,6 +106,9 @@ def _trainer(
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
     with hushed("`broadcast_buffers` is deprecated"):  # the name that accelerate knows, and that torch 2.10 knows too
         prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+    place = TrainerState(
+        rows_per_step=data.rows_per_step, processes=accelerator.num_processes, data=data.key, budget=budget
+    )
     seeds.seed_everything(args.seed, process=accelerator.process_index)
     return Trainer(
         args,
@@ -111,6 +122,7 @@ def _trainer(
         budget=budget,
         dtype=dtype,
         run=run,
+        state=place,
         evaluate=Evaluator(args, opened, data, objective, prepared, budget, accelerator, run) if data.val else None,
         resume_from=None if args.resume_only_model else resume_from,
     )
@@ -126,8 +138,10 @@ def _model(
 
     full = args.train_type == "full"
     # Full tuning keeps its weights in float32 and computes in dtype: in 16 bits small updates would be rounded away.
+    # A checkpoint that computes in 16 bits has its float32 weights in a file of their own, to be put onto the base.
+    rounded = resume_from is not None and (resume_from / "weights.safetensors").exists() and not args.resume_only_model
     model = load_model(
-        resume_from if full and resume_from else opened.folder,
+        resume_from if full and resume_from and not rounded else opened.folder,
         dtype=torch.float32 if full else dtype,
         attn_impl=args.attn_impl,
         device=device,
@@ -167,8 +181,9 @@ def _plan_memory(
     total = sum(p.numel() for p in model.parameters())
     plan = memory.plan_memory(
         model.config,
-        free=hardware.free_memory(accelerator.device) - 12 * trained,  # gradient and AdamW's two moments, in float32
+        free=_room(accelerator) - 12 * trained,  # gradient and AdamW's two moments, in float32
         device=accelerator.device.type,
+        width=dtype.itemsize,
         longest=data.longest,
         asked=args.max_tokens_per_batch,
         checkpointing=args.gradient_checkpointing,
@@ -182,16 +197,21 @@ def _plan_memory(
             f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
             f"{str(dtype).removeprefix('torch.')} on {accelerator.num_processes} x {accelerator.device.type}, "
             f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
-            f"{', activations computed again' if plan.checkpointing else ''}.",
+            f"{', activations computed again' if plan.checkpointing else ''} "
+            f"(at most about {plan.activations / 2**30:.1f} GiB of activations).",
             markup=False,
         )
     return plan.budget
 
 
-def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerator:
-    from datetime import timedelta
+def _room(accelerator: Accelerator) -> int:
+    """Bytes that this process may fill: on a CPU all processes of a machine share its memory."""
+    free = hardware.free_memory(accelerator.device)
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if accelerator.device.type == "cpu" else free
 
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerator:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.tracking import TensorBoardTracker
 
     trackers: list[Any] = _trackers(args.report_to)
@@ -207,7 +227,6 @@ def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerat
             DistributedDataParallelKwargs(
                 broadcast_buffers=False, find_unused_parameters=args.ddp_find_unused_parameters
             ),
-            InitProcessGroupKwargs(backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout)),
         ],
     )
     accelerator.init_trackers(args.run_name or run.name)
@@ -244,18 +263,29 @@ def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path |
 
     from swiftune.train import run_folder
 
-    own = resume_from.parent if resume_from and not args.resume_only_model else None
     made: list[Any] = [None]
     if processes.is_main_process:
         output = Path(args.output_dir)
-        keeps = own is not None and output.resolve() in (own, own.parent)
-        made[0] = own if keeps else run_folder.create(output, add_version=args.add_version)
+        own = None if args.resume_only_model else _run_to_go_on_in(output, resume_from)
+        made[0] = own or run_folder.create(output, add_version=args.add_version)
         path = Path(args.model or "")
-        resolved = args.model_copy(update={"model": str(path.resolve())}) if args.model and path.exists() else args
+        fresh: dict[str, Any] = {"resume_from_checkpoint": None, "resume_only_model": False}
+        resolved = args.model_copy(
+            update=fresh | ({"model": str(path.resolve())} if args.model and path.exists() else {})
+        )
         save(resolved, made[0] / "args.json")
     if processes.num_processes > 1:
         broadcast_object_list(made)
     return Path(made[0])
+
+
+def _run_to_go_on_in(output: Path, resume_from: Path | None) -> Path | None:
+    """The folder of the interrupted run, if it is in ``output`` and nothing in it is newer than the checkpoint."""
+    from swiftune.train import checkpoint
+
+    if resume_from is None or output.resolve() not in (resume_from.parent, resume_from.parent.parent):
+        return None
+    return resume_from.parent if checkpoint.listing(resume_from.parent)[-1][1] == resume_from else None
 
 
 def _say_what_is_next(args: SftArguments, run: Path, last: Path) -> None:

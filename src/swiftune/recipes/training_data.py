@@ -40,6 +40,8 @@ class TrainingData:
     """The rows of ``val`` before they were tokenized."""
     tokens: dict[str, int] = field(default_factory=dict)
     """``train`` and ``supervised`` tokens of one pass over the training rows; empty for a stream."""
+    key: str = ""
+    """Names the training rows by their content and order; empty for a stream."""
     hashes: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file read; of a stream, of the validation files only."""
 
@@ -137,6 +139,7 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
         val=val_rows,
         val_samples=val if len(val) else None,
         tokens={"train": int(rows.lengths.sum()), "supervised": rows.supervised},
+        key=rows.folder.name,
         hashes=train.hashes | val.hashes,
     )
 

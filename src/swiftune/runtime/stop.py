@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -39,6 +40,8 @@ class StopRequest:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
+        # Not the console: the handler may run in the middle of one of its lines.
+        os.write(2, b"\nStopping after this step; once more leaves at once.\n")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

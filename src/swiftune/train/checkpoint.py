@@ -5,7 +5,7 @@
       config.json, model.safetensors, tokenizer ...     full tuning: a complete model folder
       args.json                                         the run's resolved arguments
       trainer_state.json                                step, best metric, totals; written last
-      optimizer.safetensors, random_<process>.safetensors, weights.safetensors (full tuning in float32)
+      optimizer.safetensors, random.safetensors, weights.safetensors (full tuning that computes in 16 bits)
 
 A checkpoint is written under another name and renamed when it is whole.
 """
@@ -17,18 +17,21 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from swiftune.errors import CheckpointError, OutputError
 from swiftune.train.optim import load_optimizer_state, optimizer_state
 from swiftune.train.tree_file import load_tree, save_tree
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
 STATE = "trainer_state.json"
@@ -40,7 +43,15 @@ class TrainerState:
     """Where a run is. All that the loop keeps from step to step besides tensors."""
 
     step: int = 0
+    rows_per_step: int = 0
+    processes: int = 1
+    data: str = ""
+    """Names the training rows by content; empty for a stream."""
+    budget: int = 0
+    """Tokens in a micro-batch: dropout is drawn along it."""
     best_metric: float | None = None
+    saved_best: float | None = None
+    """The best metric of a checkpoint that was evaluated when it was saved, and its step."""
     best_step: int | None = None
     stale_evaluations: int = 0
     """Evaluations in a row that were no better than the best."""
@@ -69,12 +80,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: dict[str, Any] | None,
+    random_states: list[dict[str, Any]],
     weights_only: bool = False,
 ) -> Path:
     """Writes ``checkpoint-<step>`` into the run's folder; called by the main process.
 
     Args:
         dtype: in which a fully tuned model's weights are saved.
+        random_states: of every process.
         weights_only: leave out what only training needs.
 
     Raises:
@@ -92,20 +105,17 @@ def save(
                 {"optimizer": optimizer_state(optimizer), "schedule": _plain(schedule.state_dict()), "scaler": scaler},
                 partial / "optimizer.safetensors",
             )
+            save_tree(random_states, partial / "random.safetensors")
             if not _is_adapter(model) and dtype != torch.float32:
                 trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
                 save_tree(trained, partial / "weights.safetensors")
         (partial / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except OSError as error:
-        raise OutputError(f"The checkpoint {final} could not be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"The checkpoint {final} could not be written: {reason}.", "Is the disk full?") from error
     return final
-
-
-def save_random_state(folder: Path, process: int) -> None:
-    """Writes this process's random states into its checkpoint."""
-    save_tree(_random_state(), folder / f"random_{process}.safetensors")
 
 
 def load(
@@ -127,11 +137,33 @@ def load(
             scaler.load_state_dict(saved["scaler"])
         if (folder / "weights.safetensors").exists():
             model.load_state_dict(load_tree(folder / "weights.safetensors"), strict=False)
-        file = folder / f"random_{process}.safetensors"
-        if file.exists():
-            _set_random_state(load_tree(file))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        _set_random_state(load_tree(folder / "random.safetensors")[process])
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be resumed from: {error}", "Take an earlier checkpoint.") from error
+    return as_state(raw)
+
+
+def refuse_another_run(folder: Path, now: TrainerState) -> None:
+    """Raises CheckpointError where a step of the run that made ``folder`` had other rows than one has now."""
+    then = as_state(read_state(folder))
+    differences = [
+        f"{what} ({before} then, {after} now)" if before is not None else what
+        for what, before, after, same in (
+            ("the rows of a step", then.rows_per_step, now.rows_per_step, then.rows_per_step == now.rows_per_step),
+            ("the number of processes", then.processes, now.processes, then.processes == now.processes),
+            ("the training rows", None, None, then.data == now.data),
+        )
+        if not same
+    ]
+    if differences:
+        raise CheckpointError(
+            f"--resume_from_checkpoint {folder}: that run differs in {' and '.join(differences)}.",
+            "Set them as they were, or take its weights only: --resume_only_model true.",
+        )
+
+
+def as_state(raw: dict[str, Any]) -> TrainerState:
+    """What ``read_state`` gave, without what another version may have written."""
     known = {f.name for f in fields(TrainerState)}
     return TrainerState(**{k: v for k, v in raw.items() if k in known})
 
@@ -145,7 +177,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     flag = f"--resume_from_checkpoint {folder}"
     if not folder.is_dir():
         raise CheckpointError(f"{flag}: there is no such folder.", "Name a checkpoint-... folder of a run, or `true`.")
-    for needed in (STATE, "args.json", "optimizer.safetensors"):
+    for needed in (STATE, "args.json", "optimizer.safetensors", "random.safetensors"):
         if not (folder / needed).exists():
             raise CheckpointError(
                 f"{flag}: the checkpoint is incomplete, it has no {needed}.",
@@ -165,13 +197,12 @@ def listing(run: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / STATE).exists())
 
 
-def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
-    """Deletes the oldest checkpoints beyond ``limit``; the best and the last stay."""
+def rotate(run: Path, limit: int | None, keep: Collection[int | None]) -> None:
+    """Deletes the oldest checkpoints beyond ``limit``; those of the steps in ``keep`` stay."""
     if not limit:
         return
     saved = listing(run)
-    last = saved[-1][0] if saved else None
-    spare = [(step, path) for step, path in saved if step not in (best_step, last)]
+    spare = [(step, path) for step, path in saved if step not in keep]
     for _, path in spare[: max(0, len(saved) - limit)]:
         shutil.rmtree(path)
 
@@ -208,7 +239,11 @@ def _save_model(model: Any, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBa
     if _is_adapter(model):
         model.save_pretrained(folder)
         return
-    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in model.state_dict().items()})
+    converted: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor, which is saved once
+    weights = {}
+    for key, value in model.state_dict().items():
+        weights[key] = converted.setdefault(value.data_ptr(), value.to(dtype))
+    model.save_pretrained(folder, state_dict=weights)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")  # Transformers writes the dtype of the weights in memory
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -223,6 +258,7 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random_state() -> dict[str, Any]:
+    """The states of all random generators of this process."""
     version, words, gauss = random.getstate()
     legacy = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -233,6 +269,14 @@ def _random_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Those of all processes, in their order, for the one that writes."""
+    from accelerate.utils import gather_object
+
+    own = [_random_state()]
+    return gather_object(own) if accelerator.num_processes > 1 else own
 
 
 def _set_random_state(state: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ def evaluate(
     """
     was_training = objective.training
     objective.eval()
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, right predictions, supervised tokens
+    double = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    sums = torch.zeros(3, dtype=double)  # loss, right predictions, supervised tokens
     try:
         for start in range(0, len(store), WINDOW):
             indices = range(start, min(start + WINDOW, len(store)))

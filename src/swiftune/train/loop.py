@@ -18,6 +18,7 @@ import torch
 from swiftune.config import SftArguments
 from swiftune.errors import Interrupted, RunError
 from swiftune.runtime import hardware
+from swiftune.runtime.console import warn
 from swiftune.runtime.stop import StopRequest
 from swiftune.train import checkpoint, plots
 from swiftune.train.checkpoint import TrainerState
@@ -34,7 +35,7 @@ Evaluate = Callable[[int, StopRequest], "dict[str, float] | None"]
 
 
 class Window:
-    """Sums since the last logged step; tensors stay on the device until they are logged."""
+    """Sums over the steps since the last logged one; tensors stay on the device until they are logged."""
 
     def __init__(self, device: torch.device) -> None:
         self.began = time.perf_counter()
@@ -52,6 +53,7 @@ class Trainer:
         dtype: in which a fully tuned model is saved.
         evaluate: the metrics (``eval_loss``, ...) of the moment; ``None`` without validation rows.
         run: the run's folder, ``args.json`` in it.
+        state: what the run is made of; where it is.
         resume_from: a whole checkpoint, or ``None``.
     """
 
@@ -69,6 +71,7 @@ class Trainer:
         budget: int,
         dtype: torch.dtype,
         run: Path,
+        state: TrainerState,
         evaluate: Evaluate | None = None,
         resume_from: Path | None = None,
     ) -> None:
@@ -76,7 +79,7 @@ class Trainer:
         self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
         self.tokenizer, self.budget, self.dtype, self.run = tokenizer, budget, dtype, run
         self.evaluate, self.resume_from = evaluate, resume_from
-        self.state = TrainerState()
+        self.state = state
         main = accelerator.is_main_process
         self.log = RunLog(run if main else None, feed.steps, accelerator.log)
 
@@ -93,16 +96,23 @@ class Trainer:
             if self.args.eval_on_start and self.state.step == 0:
                 self._evaluate(stop)
             window = Window(self.accelerator.device)
-            ended = False
+            ended = self._stale()
             while self.state.step < self.feed.steps and not ended:
                 grad_norm = self._step(window)
-                self._log_if_due(window, grad_norm)
+                asked = self._asked(stop)
+                if self._log_due() or asked:
+                    self._log(window, grad_norm)
+                    window = Window(self.accelerator.device)
+                paused = time.perf_counter()
                 evaluated = self._due("eval") and self._evaluate(stop)
-                ended = self._stale() or self._asked(stop)
+                ended = self._stale() or asked or self._asked(stop)
                 if self._due("save") or ended:
-                    self._save()
+                    self._save(evaluated)
                 elif evaluated:
                     self._draw()
+                window.began += time.perf_counter() - paused
+            if window.steps:
+                self._log(window, grad_norm)
             if self._asked(stop):
                 raise self._interrupted(stop)
             self._summarise()
@@ -163,11 +173,13 @@ class Trainer:
             return math.floor(self.feed.epoch(step)) > math.floor(self.feed.epoch(step - 1))
         return bool(step % getattr(self.args, f"{what}_steps") == 0)
 
-    def _log_if_due(self, window: Window, grad_norm: float) -> None:
+    def _log_due(self) -> bool:
         step = self.state.step
         first = step == 1 and self.args.logging_first_step
-        if step % self.args.logging_steps and step != self.feed.steps and not first:
-            return
+        return first or step == self.feed.steps or step % self.args.logging_steps == 0
+
+    def _log(self, window: Window, grad_norm: float) -> None:
+        """Logs the means of a window of steps."""
         loss, correct = self.accelerator.reduce(window.sums, "sum").tolist()
         seconds = time.perf_counter() - window.began
         self.state.loss_sum += loss
@@ -181,7 +193,6 @@ class Trainer:
             "tokens/s": window.tokens / seconds,
         }
         self._write(record)
-        window.__init__(self.accelerator.device)  # type: ignore[misc]
 
     def _write(self, record: dict[str, Any]) -> None:
         step, steps = self.state.step, self.feed.steps
@@ -204,13 +215,24 @@ class Trainer:
             return False
         self.state.metrics = metrics
         self._write(dict(metrics))
-        value, best = metrics[f"eval_{self.args.metric_for_best_model}"], self.state.best_metric
-        better = best is None or (value > best if self.args.greater_is_better else value < best)
-        if self.state.step and better:
-            self.state.best_metric, self.state.best_step, self.state.stale_evaluations = value, self.state.step, 0
+        if self.state.step and self._better(self.state.best_metric):
+            self.state.best_metric, self.state.stale_evaluations = self._metric(), 0
         else:
             self.state.stale_evaluations += bool(self.state.step)
         return True
+
+    def _metric(self) -> float | None:
+        """The figure of the last evaluation by which the best is chosen; ``None`` where it could not be had."""
+        value = self.state.metrics.get(f"eval_{self.args.metric_for_best_model}")
+        if value is None:
+            warn(f"The evaluation gives no {self.args.metric_for_best_model}: no checkpoint can be called the best.")
+        return value
+
+    def _better(self, than: float | None) -> bool:
+        value = self._metric()
+        if value is None or than is None:
+            return value is not None
+        return value > than if self.args.greater_is_better else value < than
 
     def _stale(self) -> bool:
         limit = self.args.early_stop_interval
@@ -222,10 +244,13 @@ class Trainer:
 
     # -- what stays on disk --------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, evaluated: bool) -> None:
+        """Writes a checkpoint. It can become the best one only if it was ``evaluated``."""
         acc, state = self.accelerator, self.state
         state.elapsed = time.perf_counter() - self.began
-        folder = self.run / checkpoint.name(state.step)
+        if evaluated and self._better(state.saved_best):
+            state.saved_best, state.best_step = self._metric(), state.step
+        random_states = checkpoint.random_states(acc)
         if acc.is_main_process:
             checkpoint.save(
                 self.run,
@@ -236,22 +261,21 @@ class Trainer:
                 optimizer=self.optimizer,
                 schedule=self.schedule,
                 scaler=acc.scaler.state_dict() if acc.scaler is not None else None,
+                random_states=random_states,
                 weights_only=self.args.save_only_model,
             )
-        acc.wait_for_everyone()
-        if not self.args.save_only_model:
-            checkpoint.save_random_state(folder, acc.process_index)
-        if acc.is_main_process:
-            if state.best_step is not None and (self.run / checkpoint.name(state.best_step)).exists():
-                checkpoint.point_best(self.run, state.best_step)
-            checkpoint.rotate(self.run, self.args.save_total_limit, state.best_step)
+            if state.best_step == state.step:
+                checkpoint.point_best(self.run, state.step)
+            checkpoint.rotate(self.run, self.args.save_total_limit, keep=(state.best_step, state.step))
             self._draw()
+        acc.wait_for_everyone()
 
     def _draw(self) -> None:
         if self.accelerator.is_main_process:
             plots.draw(self.run)
 
     def _resume(self, folder: Path) -> None:
+        checkpoint.refuse_another_run(folder, self.state)
         self.state = checkpoint.load(
             folder,
             model=self.model,
@@ -261,6 +285,8 @@ class Trainer:
             process=self.accelerator.process_index,
         )
         self.log.go_on_from(self.state.step)
+        if not self.args.max_tokens_per_batch:
+            self.budget = self.state.budget or self.budget
 
     def _summarise(self) -> None:
         """The last line of the log: the totals, under the Trainer's usual names."""

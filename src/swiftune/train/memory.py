@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from swiftune.losses.cross_entropy import BLOCK
+
 TOKENS = {"cpu": 2048, "cuda": 8192, "mps": 2048}
 """Micro-batches beyond this cost memory and gain nothing (measured on a CPU; conventional on a GPU, not measured)."""
 MARGIN = 0.8
@@ -27,37 +29,45 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: Any, *, free: int, device: str, longest: int, asked: int | None, checkpointing: bool | Literal["auto"]
+    config: Any,
+    *,
+    free: int,
+    device: str,
+    width: int,
+    longest: int,
+    asked: int | None,
+    checkpointing: bool | Literal["auto"],
 ) -> MemoryPlan:
     """Chooses the token budget and whether to checkpoint activations.
 
     Args:
         config: the model's configuration.
-        free: bytes free on the device, weights and optimizer already counted.
+        free: bytes free on the device for this process, weights and optimizer already counted.
+        width: bytes of a value (2 in 16 bits, 4 in float32).
         longest: tokens of the longest row.
         asked: ``--max_tokens_per_batch``.
         checkpointing: ``auto``, or what the user wants.
     """
+    room = free * MARGIN
     budget = asked or max(TOKENS.get(device, 2048), longest)
-    if checkpointing != "auto":
-        again = checkpointing is True
-        return MemoryPlan(budget, again, activation_bytes(config, budget, checkpointing=again))
-    again = activation_bytes(config, budget, checkpointing=False) > free * MARGIN
-    if again and not asked:
-        while budget > longest and activation_bytes(config, budget, checkpointing=True) > free * MARGIN:
-            budget = max(longest, budget // 2)
-    return MemoryPlan(budget, again, activation_bytes(config, budget, checkpointing=again))
+    again = checkpointing is True
+    if checkpointing == "auto":
+        again = activation_bytes(config, budget, width, checkpointing=False) > room
+    while not asked and budget > longest and activation_bytes(config, budget, width, checkpointing=again) > room:
+        budget = max(longest, budget // 2)
+    return MemoryPlan(budget, again, activation_bytes(config, budget, width, checkpointing=again))
 
 
-def activation_bytes(config: Any, tokens: int, *, checkpointing: bool) -> int:
-    """Bytes of activations kept for the backward pass of ``tokens`` tokens in 16 bits.
+def activation_bytes(config: Any, tokens: int, width: int, *, checkpointing: bool) -> int:
+    """Bytes of activations kept for the backward pass of ``tokens`` tokens, and of one block of logits.
 
-    A layer keeps about 17 values of width D (norms, q, k, v, attention, residuals, adapters' inputs) and 5 of width F;
-    the constant is fitted to measured peaks of SmolLM2-135M, LoRA on all linear layers. With checkpointing, each layer
-    keeps its input, and one layer at a time all of it.
+    A layer keeps about 34 values of width D (norms, q, k, v, attention, residuals, dropout's and adapters' inputs) and
+    10 of width F: an estimate on the safe side, which a measured peak of SmolLM2-135M with LoRA stays under. With
+    checkpointing each layer keeps its input, and one layer at a time all of it. Logits are in float32, three times.
     """
-    hidden = int(config.hidden_size)
-    layers = int(config.num_hidden_layers)
-    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    one_layer = tokens * 2 * (17 * hidden + 5 * wide) * 2
-    return one_layer + layers * tokens * 2 * hidden if checkpointing else layers * one_layer
+    text = config.get_text_config()
+    hidden, layers = int(text.hidden_size), int(text.num_hidden_layers)
+    wide = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    one_layer = tokens * width * (34 * hidden + 10 * wide)
+    kept = one_layer + layers * tokens * width * hidden if checkpointing else layers * one_layer
+    return kept + BLOCK * int(text.vocab_size) * (width + 3 * 4)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from swiftune.errors import ModelError
 from swiftune.losses.cross_entropy import linear_cross_entropy
 from swiftune.models import attention, head
 from swiftune.types import IGNORE, MicroBatch
@@ -45,17 +46,58 @@ class SupervisedObjective(torch.nn.Module):
         self.model = model
         self.neftune_alpha = neftune_alpha
         self.causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._own_attention = str(self.causal_lm.config._attn_implementation)
+        self.flash = self._own_attention.startswith("flash_attention")
+        if self.flash:  # it computes in 16 bits only, and the weights may be in float32 here
+            self.causal_lm.set_attn_implementation("eager")
         self.body, self.head = head.split(self.causal_lm)
-        self.flash = str(self.causal_lm.config._attn_implementation).startswith("flash_attention")
-        if not self.flash:
-            attention.register()
-            self.causal_lm.set_attn_implementation(attention.PACKED)
+        attention.register()
+        self.causal_lm.set_attn_implementation(attention.PACKED)
+        self._check_packing()
+        if self.flash:
+            self.causal_lm.set_attn_implementation(self._own_attention)
+
+    @torch.no_grad()
+    def _check_packing(self) -> None:
+        """Raises ModelError where rows packed together are not what they are alone: some models carry a state."""
+        was_training = self.causal_lm.training
+        self.causal_lm.eval()
+        dtype = self.causal_lm.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(self.causal_lm.device.type, dtype if half else torch.bfloat16, enabled=half):
+            try:
+                rows = [[3, 4, 5, 6, 7], [8, 9, 10, 11]]
+                alone = [self._hidden(row, [0, len(row)]) for row in rows]
+                together = self._hidden(rows[0] + rows[1], [0, 5, 9])
+                same = torch.allclose(torch.cat(alone).float(), together.float(), rtol=5e-2, atol=5e-2)
+            except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
+                raise self._unpackable(str(error)) from error
+        self.causal_lm.train(was_training)
+        if not same:
+            raise self._unpackable("a row sees what stands before it")
+
+    def _hidden(self, ids: list[int], bounds: list[int]) -> torch.Tensor:
+        positions = [i for a, b in pairwise(bounds) for i in range(b - a)]
+        device = self.causal_lm.device
+        hidden_1TD = self.body(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            cu_seqlens=bounds,
+        ).last_hidden_state
+        return hidden_1TD[0]  # type: ignore[no-any-return]
+
+    def _unpackable(self, why: str) -> ModelError:
+        return ModelError(
+            f"{type(self.causal_lm).__name__} cannot be trained on packed rows: {why}",
+            "Models of the Llama, Qwen2, Qwen3, Mistral, Phi, Gemma and Granite families can.",
+        )
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """A context in which the model can write text: packed attention knows neither padding nor a cache."""
         training = self.causal_lm.config._attn_implementation
-        self.causal_lm.set_attn_implementation(training if self.flash else "sdpa")
+        self.causal_lm.set_attn_implementation(self._own_attention)
         try:
             yield
         finally:

@@ -85,7 +85,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts back what ``optimizer_state`` gave."""
+    """Puts back what ``optimizer_state`` gave.
+
+    Raises:
+        ValueError: it is of another kind of optimizer, or of other parameters.
+    """
+    if any(new.keys() != old.keys() for new, old in zip(optimizer.param_groups, state["param_groups"], strict=False)):
+        raise ValueError("its optimizer is another one than --optim and its relatives ask for")
     for parameter in state["state"].values():
         if "projector" in parameter:
             from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector

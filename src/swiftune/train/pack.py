@@ -31,5 +31,4 @@ def pack(rows: Sequence[Row], device: torch.device) -> MicroBatch:
         labels_1T=torch.from_numpy(labels_T)[None].to(device),
         position_ids_1T=torch.from_numpy(positions_T)[None].to(device),
         cu_seqlens=bounds.tolist(),
-        rows=len(rows),
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from swiftune.train.run_log import read
+from swiftune.train.run_log import read, step_of
 
 CURVES = {
     "loss": ("loss", "eval_loss"),
@@ -27,7 +26,7 @@ def draw(run: Path) -> None:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for key in keys:
-            points = [(_step(r), r[key]) for r in records if key in r and "train_runtime" not in r]
+            points = [(step_of(r), r[key]) for r in records if key in r and "train_runtime" not in r]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=key)
         if axes.lines:
@@ -35,7 +34,3 @@ def draw(run: Path) -> None:
             axes.grid(alpha=0.3)
             axes.legend()
             figure.savefig(run / "images" / f"{name}.png", dpi=100)
-
-
-def _step(record: dict[str, Any]) -> int:
-    return int(record["global_step/max_steps"].split("/")[0])

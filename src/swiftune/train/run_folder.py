@@ -8,7 +8,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from swiftune.errors import OutputError
+from swiftune.errors import OutputError, UsageError
 
 
 def check(folder: str | Path, flag: str) -> None:
@@ -34,7 +34,7 @@ def create(output_dir: Path, *, add_version: bool) -> Path:
         OutputError: it cannot be made.
     """
     check(output_dir, "--output_dir")
-    return (_next(output_dir) if add_version else output_dir).absolute()
+    return (_next(output_dir) if add_version else _unused(output_dir)).absolute()
 
 
 def discard_unused(run: Path) -> None:
@@ -46,6 +46,16 @@ def discard_unused(run: Path) -> None:
     shutil.rmtree(run / "runs", ignore_errors=True)
     if not any(run.iterdir()):
         run.rmdir()
+
+
+def _unused(folder: Path) -> Path:
+    """``folder``, if no run is in it: two runs in one could not be told apart."""
+    if (folder / "logging.jsonl").exists() or list(folder.glob("checkpoint-*")):
+        raise UsageError(
+            f"--add_version false: there is a run in {folder} already.",
+            "Name another --output_dir, or go on with it: --resume_from_checkpoint true.",
+        )
+    return folder
 
 
 def _next(output_dir: Path) -> Path:

@@ -51,7 +51,7 @@ class RunLog:
         """Drops what an interrupted run logged after ``step``, which is about to be done again."""
         self.bar.update(self.task, completed=step)
         if self.run is not None and (self.run / LOG).exists():
-            kept = [r for r in read(self.run) if int(r["global_step/max_steps"].split("/")[0]) <= step and "loss" in r]
+            kept = [r for r in read(self.run) if step_of(r) <= step and "train_runtime" not in r]
             (self.run / LOG).write_text("".join(_line(r) for r in kept), encoding="utf-8")
 
     def advance(self, step: int) -> None:
@@ -62,7 +62,7 @@ class RunLog:
         """Logs a record everywhere."""
         if self.run is None:
             return
-        record = {key: round(v, 8) if isinstance(v, float) else v for key, v in record.items()}
+        record = {key: float(f"{v:.8g}") if isinstance(v, float) else v for key, v in record.items()}
         with (self.run / LOG).open("a", encoding="utf-8") as file:
             file.write(_line(record))
         self.track({k: float(v) for k, v in record.items() if isinstance(v, int | float)}, step)
@@ -70,9 +70,14 @@ class RunLog:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``logging.jsonl``."""
-    text = (run / LOG).read_text(encoding="utf-8")
+    """The records of a run's ``logging.jsonl``; none before the first is written."""
+    text = (run / LOG).read_text(encoding="utf-8") if (run / LOG).exists() else ""
     return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def step_of(record: dict[str, Any]) -> int:
+    """The step at which a record was written."""
+    return int(record["global_step/max_steps"].split("/")[0])
 
 
 def clock(seconds: float) -> str:

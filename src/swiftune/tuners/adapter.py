@@ -53,7 +53,16 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
     def put() -> PeftModel:
         return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
 
-    return _checked(put, path, "default")
+    wrapped = _checked(put, path, "default")
+    return in_float32(wrapped) if trainable else wrapped
+
+
+def in_float32(model: PeftModel) -> PeftModel:
+    """Holds all that is trained in float32, in place: in 16 bits small updates would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Sequence[float]) -> PeftModel:

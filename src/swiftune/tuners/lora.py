@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from swiftune.config import TunerArguments
 from swiftune.errors import UsageError
 from swiftune.runtime.console import hushed
-from swiftune.tuners.adapter import RENAMED
+from swiftune.tuners.adapter import RENAMED, in_float32
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +42,7 @@ def attach_lora(model: PreTrainedModel, args: TunerArguments) -> PeftModel:
     )
     _check_names(model, args)
     with hushed(RENAMED):
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        return in_float32(get_peft_model(model, config))
 
 
 def _targets(args: TunerArguments) -> str | list[str]:
