@@ -332,6 +332,14 @@ def test_a_checkpoint_that_was_cut_short(shop: Shop, damaged: str) -> None:
     assert not list(shop.world.here.glob("output/*"))
 
 
+def test_a_checkpoint_of_another_optimizer(shop: Shop) -> None:
+    run = shop.trained()
+    line = f"sft --model {MODEL} --dataset good.json --output_dir output --optim sgd"
+    code, said = shop.swift(f"{line} --resume_from_checkpoint {run}/checkpoint-1")
+    assert_answered(code, said, Case("", ("checkpoint-1", "--optim")))
+    assert not list(shop.world.here.glob("output/*"))
+
+
 def test_resuming_passes_over_what_is_not_whole(shop: Shop) -> None:
     run = shop.trained()
     shutil.copytree(run / "checkpoint-2", run / ".checkpoint-3.partial")

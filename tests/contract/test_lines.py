@@ -193,6 +193,17 @@ def test_talking_to_two_adapters_at_once(
     for place in ("output_mixed/checkpoint-xxx", "output_code/checkpoint-yyy"):
         world.adapter(place, made_by=checkpoint)
     assert answer(INFER_TWO_ADAPTERS, "Who are you?\n", monkeypatch, capfd).strip()
+    # Seven tenths of an adapter and three tenths of the same are the adapter; hundreds of it are not.
+    exactly = " --temperature 0 --max_new_tokens 24 --torch_dtype float32"
+    whole, single, much = (
+        answer(line + exactly, "Who are you?\n", monkeypatch, capfd)
+        for line in (
+            INFER_TWO_ADAPTERS.strip(),
+            f"swift infer --adapters {checkpoint}",
+            INFER_TWO_ADAPTERS.strip().replace("0.7,0.3", "700,300"),
+        )
+    )
+    assert whole == single != much
 
 
 def test_vllm_is_refused_in_one_line(world: World, checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
