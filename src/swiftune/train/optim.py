@@ -90,7 +90,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     Raises:
         ValueError: it is of another kind of optimizer, or of other parameters.
     """
-    if any(new.keys() != old.keys() for new, old in zip(optimizer.param_groups, state["param_groups"], strict=False)):
+    if any(new.keys() - old.keys() for new, old in zip(optimizer.param_groups, state["param_groups"], strict=False)):
         raise ValueError("its optimizer is another one than --optim and its relatives ask for")
     for parameter in state["state"].values():
         if "projector" in parameter:
