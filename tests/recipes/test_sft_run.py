@@ -218,3 +218,52 @@ def test_interrupting_saves_and_says_how_to_go_on(base: Flags, tmp_path: Path, h
     run = run_of(tmp_path / "out")  # it goes on in the same folder
     steps = [int(r["global_step/max_steps"].split("/")[0]) for r in log_of(run) if "loss" in r]
     assert steps == list(range(1, step + 3))
+
+
+def test_a_finished_run_is_not_resumed_and_changed_flags_are_named(
+    base: Flags, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sft(base) == 0
+    run = run_of(tmp_path / "out")
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-6") == 2
+    assert "at step 6, and the run has 6 steps: nothing is left to do" in capfd.readouterr().err
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-4", gradient_accumulation_steps=2) == 2
+    said = capfd.readouterr().err
+    assert "differs in the rows of a step (4 then, 2 now)" in said
+    assert "--gradient_accumulation_steps (4 then)" in said
+
+
+def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_alone(base: Flags, tmp_path: Path) -> None:
+    assert sft(base) == 0
+    run = run_of(tmp_path / "out")
+    before = {path.name for path in run.glob("checkpoint-*")}
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-2", save_total_limit=1) == 0
+    assert {path.name for path in run.glob("checkpoint-*")} == before
+    (new,) = set((tmp_path / "out").glob("v*-*")) - {run}
+    assert (new / "checkpoint-6").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(base: Flags, tmp_path: Path) -> None:
+    assert sft(base, add_version="false", max_steps=1) == 0
+    assert sft(base, add_version="false", max_steps=1) == 2
+    assert sft(base, add_version="false", max_steps=2, resume_from_checkpoint="true") == 0
+
+
+def test_modules_to_save_are_trained_in_float32_over_a_bfloat16_base(base: Flags, tmp_path: Path) -> None:
+    assert sft(base, modules_to_save="lm_head", torch_dtype="bfloat16", max_steps=2, learning_rate=1e-5) == 0
+    saved = load_file(run_of(tmp_path / "out") / "checkpoint-2/adapter_model.safetensors")
+    heads = {key: value for key, value in saved.items() if "lm_head" in key}
+    assert heads
+    assert all(value.dtype == torch.float32 for value in heads.values())
+    # Steps of 1e-5 would vanish from bfloat16 weights of about 0.02.
+    assert any((value != value.to(torch.bfloat16).float()).any() for value in heads.values())
+
+
+def test_training_goes_on_from_an_adapter(base: Flags, tmp_path: Path) -> None:
+    assert sft(base, eval_on_start="true") == 0
+    first = log_of(run_of(tmp_path / "out"))
+    assert sft(base, adapters=run_of(tmp_path / "out"), eval_on_start="true", output_dir=tmp_path / "next") == 0
+    second = log_of(run_of(tmp_path / "next"))
+    best = min(r["eval_loss"] for r in first if "eval_loss" in r)
+    assert second[0]["eval_loss"] == pytest.approx(best, rel=1e-6)
+    assert second[0]["eval_loss"] < first[0]["eval_loss"]

@@ -58,6 +58,9 @@ NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # Threads that wait for each other sleep. Spinning, they take the processor from the one they wait for wherever
+    # something else runs on the machine, too: training was five times slower then. Read when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from swiftune.types import IGNORE
+
 BLOCK = 512
 """Positions whose logits are held at once."""
+ALIGN = 32
+"""Positions are filled up to a multiple of this: oneDNN builds, and keeps, kernels for every new number of them."""
 
 
 def linear_cross_entropy(
@@ -35,6 +39,10 @@ def linear_cross_entropy(
     Returns:
         The loss, a float32 scalar with a gradient; the number of right predictions, an int64 scalar without one.
     """
+    rest = -len(labels_S) % ALIGN
+    if rest:
+        hidden_SD = torch.cat([hidden_SD, hidden_SD.new_zeros(rest, hidden_SD.shape[1])])
+        labels_S = torch.cat([labels_S, labels_S.new_full((rest,), IGNORE)])
     if not torch.is_grad_enabled():
         loss = hidden_SD.new_zeros((), dtype=torch.float32)
         correct = labels_S.new_zeros(())
@@ -52,7 +60,7 @@ def _block(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits_SV = head(hidden_SD)
     correct = (logits_SV.detach().argmax(dim=-1) == labels_S).sum()
-    return cross_entropy(logits_SV.float(), labels_S, reduction="sum"), correct
+    return cross_entropy(logits_SV.float(), labels_S, reduction="sum", ignore_index=IGNORE), correct
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

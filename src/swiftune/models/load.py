@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swiftune.errors import ModelError
+from swiftune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,8 @@ def load_model(
     Args:
         path: a Hugging Face folder with safetensors weights, or with one GGUF file.
         dtype: of the weights in memory.
-        attn_impl: a Transformers attention implementation; ``None`` leaves it to Transformers: PyTorch's own (``sdpa``) where the model can.
+        attn_impl: a Transformers attention implementation; ``None`` leaves it to Transformers: PyTorch's own (``sdpa``)
+            where the model can.
 
     Raises:
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
@@ -55,6 +56,10 @@ def load_model(
             path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
         )
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        if attn_impl and attn_impl.startswith("flash"):
+            raise UsageError(
+                f"--attn_impl {attn_impl} cannot be used here: {first_line(error)}", "Use --attn_impl sdpa."
+            ) from error
         raise ModelError(f"The model in {path} cannot be loaded: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:

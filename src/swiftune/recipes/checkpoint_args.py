@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from swiftune import hub
-from swiftune.config import InferArguments
+from swiftune.config import InferArguments, ModelArguments
 from swiftune.config.values import RECORDED
-from swiftune.errors import AdapterError
+from swiftune.errors import AdapterError, NotFoundError
 from swiftune.runtime.console import warn
 
 _TAKEN = ("model", "model_revision", "use_hf", "torch_dtype", "template", "system", "enable_thinking")
@@ -44,7 +44,7 @@ def resolve(args: InferArguments) -> Resolved:
         AdapterError: the adapter's base model is not known, or is not where it was.
     """
     if args.adapters:
-        adapters = [_find(name, args) for name in args.adapters]
+        adapters = [find_adapter(name, args) for name in args.adapters]
         filled = _fill(args, adapters[0])
         for adapter in adapters:
             filled = _with_base(filled, adapter)
@@ -66,13 +66,17 @@ def checkpoint_in(folder: Path) -> Path:
     return steps[max(steps)] if steps else folder
 
 
-def _find(name: str, args: InferArguments) -> Path:
+def find_adapter(name: str, args: ModelArguments) -> Path:
+    """The folder of an adapter: a checkpoint, a run's best or last checkpoint, or one from a hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         return checkpoint_in(path)
     if path.exists() or not _ID.fullmatch(name) or path.parent.is_dir():
         return path  # whoever opens it says what is wrong with it
-    return hub.find_model(name, use_hf=args.use_hf)
+    try:
+        return hub.find_model(name, use_hf=args.use_hf)
+    except NotFoundError as error:
+        raise NotFoundError(f"--adapters {name}: {error.what}", error.cure) from error
 
 
 def _fill(args: InferArguments, folder: Path) -> InferArguments:

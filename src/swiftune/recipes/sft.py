@@ -9,12 +9,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swiftune.config import PtArguments, SftArguments, save
+from swiftune.config import (
+    LengthArguments,
+    PtArguments,
+    SftArguments,
+    TrainArguments,
+    TunerArguments,
+    load,
+    save,
+)
 from swiftune.errors import Interrupted, MissingPackageError
+from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.training_data import TrainingData, prepare
 from swiftune.runtime import hardware, seeds
-from swiftune.runtime.console import err, hushed, notice
+from swiftune.runtime.console import err, hushed, notice, warn
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +173,7 @@ def _adapter(args: SftArguments, resume_from: Path | None) -> Path | None:
     """
     from swiftune.tuners.adapter import read_config
 
-    adapter = resume_from or (Path(args.adapters[0]) if args.adapters else None)
+    adapter = resume_from or (find_adapter(args.adapters[0], args) if args.adapters else None)
     if adapter is None or args.train_type == "full":
         return None
     read_config(adapter)
@@ -254,7 +263,17 @@ def _checkpoint_to_resume(args: SftArguments) -> Path | None:
     folder = checkpoint.newest(Path(args.output_dir)) if asked == "true" else Path(asked)
     if not args.resume_only_model:
         checkpoint.read_state(folder)
+        _say_what_changed(args, folder)
     return folder.resolve()
+
+
+def _say_what_changed(args: SftArguments, folder: Path) -> None:
+    """Names the arguments of training that are others than those of the run that is gone on with."""
+    then = load(folder / "args.json", SftArguments)
+    names = [name for group in (TrainArguments, TunerArguments, LengthArguments) for name in group.model_fields]
+    changed = [f"--{name} ({getattr(then, name)} then)" for name in names if getattr(then, name) != getattr(args, name)]
+    if changed:
+        warn(f"Since {folder} was written these have changed: {', '.join(changed)}.")
 
 
 def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path | None) -> Path:

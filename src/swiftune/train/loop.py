@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swiftune.config import SftArguments
-from swiftune.errors import Interrupted, RunError
+from swiftune.errors import CheckpointError, Interrupted, RunError
 from swiftune.runtime import hardware
 from swiftune.runtime.console import warn
 from swiftune.runtime.stop import StopRequest
@@ -284,6 +284,12 @@ class Trainer:
             scaler=self.accelerator.scaler,
             process=self.accelerator.process_index,
         )
+        if self.state.step >= self.feed.steps:
+            raise CheckpointError(
+                f"--resume_from_checkpoint {folder}: it is at step {self.state.step}, and the run has "
+                f"{self.feed.steps} steps: nothing is left to do.",
+                "Set a higher --num_train_epochs or --max_steps.",
+            )
         self.log.go_on_from(self.state.step)
         if not self.args.max_tokens_per_batch:
             self.budget = self.state.budget or self.budget

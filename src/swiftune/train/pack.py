@@ -9,16 +9,20 @@ import torch
 
 from swiftune.types import IGNORE, MicroBatch, Row
 
+ALIGN = 32
+"""Tokens are filled up to a multiple of this: oneDNN builds, and keeps, kernels for every new number of them."""
+
 
 def pack(rows: Sequence[Row], device: torch.device) -> MicroBatch:
-    """Lays rows end to end.
+    """Lays rows end to end; fewer than ``ALIGN`` tokens that belong to no row and are not supervised follow them.
 
     Labels are shifted here: position t is labelled with the token that it predicts, and the last position of every
-    sequence with ``IGNORE``. With no rows the result is one unsupervised token, whose gradient is zero: a process
-    without rows in a step still takes part in it.
+    sequence with ``IGNORE``. With no rows nothing is supervised and the gradient is zero: a process without rows in a
+    step still takes part in it.
     """
-    if not rows:
-        rows = [Row(np.zeros(1, np.int32), np.full(1, IGNORE, np.int32), (1,))]
+    rest = -sum(len(row.ids_T) for row in rows) % ALIGN or (0 if rows else ALIGN)
+    if rest:
+        rows = [*rows, Row(np.zeros(rest, np.int32), np.full(rest, IGNORE, np.int32), (rest,))]
     lengths = [length for row in rows for length in row.lengths]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     ids_T = np.concatenate([row.ids_T for row in rows]).astype(np.int64)

@@ -52,6 +52,7 @@ def _fast(module: Any, slow: Callable[..., torch.Tensor]) -> Callable[..., torch
             return slow(x, *args, **kwargs)
         p = dropout if module.training else 0.0
         scaling = module.scaling[adapter]
+        x = x.to(base.weight.dtype)  # float32 where the embeddings are trained, too
         return _LoraLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scaling, p)  # type: ignore[no-any-return,no-untyped-call]
 
     return forward

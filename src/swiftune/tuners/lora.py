@@ -35,6 +35,7 @@ def attach_lora(model: PreTrainedModel, args: TunerArguments) -> PeftModel:
         lora_dropout=args.lora_dropout,
         target_modules=_targets(args),
         modules_to_save=args.modules_to_save or None,
+        ensure_weight_tying=_trains_tied_weights(model, args),
         bias=args.lora_bias,
         use_dora=args.use_dora,
         use_rslora=args.use_rslora,
@@ -43,6 +44,13 @@ def attach_lora(model: PreTrainedModel, args: TunerArguments) -> PeftModel:
     _check_names(model, args)
     with hushed(RENAMED):
         return in_float32(get_peft_model(model, config))
+
+
+def _trains_tied_weights(model: PreTrainedModel, args: TunerArguments) -> bool:
+    """Whether embeddings and output head are one matrix that is trained whole: PEFT would train two else."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module in ends}
+    return bool(getattr(model.config, "tie_word_embeddings", False) and names.intersection(args.modules_to_save))
 
 
 def _targets(args: TunerArguments) -> str | list[str]:
