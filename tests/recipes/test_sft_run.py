@@ -267,3 +267,32 @@ def test_training_goes_on_from_an_adapter(base: Flags, tmp_path: Path) -> None:
     best = min(r["eval_loss"] for r in first if "eval_loss" in r)
     assert second[0]["eval_loss"] == pytest.approx(best, rel=1e-6)
     assert second[0]["eval_loss"] < first[0]["eval_loss"]
+
+
+def test_pt_learns_every_token_of_raw_text(tiny_qwen2: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["The capital of France is Paris.", "Give three tips for staying healthy: sleep enough."]
+    data = write_jsonl(tmp_path / "raw.jsonl", [{"text": text} for text in texts])
+    flags = {"model": tiny_qwen2, "dataset": data, "torch_dtype": "float32", "max_steps": 1, "output_dir": tmp_path}
+    assert swift("pt", *words(flags | {"train_dataloader_shuffle": "false"})) == 0
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
+    loss, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        predicted = ids.shape[1] - 1
+        loss += model(input_ids=ids, labels=ids).loss.item() * predicted
+        count += predicted
+    assert log_of(run_of(tmp_path))[0]["loss"] == pytest.approx(loss / count, rel=1e-5)
+
+
+def test_a_stream_trains_as_the_same_rows_from_disk(base: Flags, tmp_path: Path) -> None:
+    base |= {"train_dataloader_shuffle": "false", "max_steps": 5, "lora_dropout": 0}
+    assert sft(base) == 0
+    assert sft(base, streaming="true", output_dir=tmp_path / "stream") == 0
+    disk, stream = (
+        [(r["loss"], r["grad_norm"]) for r in log_of(run_of(tmp_path / name)) if "loss" in r]
+        for name in ("out", "stream")
+    )
+    assert stream == disk  # 5 steps of 4 rows: into the second epoch of 12 rows

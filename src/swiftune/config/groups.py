@@ -75,9 +75,9 @@ class DataArguments(Arguments):
     """Processes that prepare the rows."""
     columns: Mapping | None = unset("columns keep their names")
     """Columns to rename, from the file's name to the one understood here: '{"question": "query"}'."""
-    model_name: Annotated[Words, Len(1, 2)] | None = unset("must be given for swift/self-cognition")
+    model_name: Annotated[Words, Len(1, 2)] | None = unset("swift-robot")
     """What fills {{NAME}} in the built-in data set swift/self-cognition: one name, or the Chinese and the English."""
-    model_author: Annotated[Words, Len(1, 2)] | None = unset("must be given for swift/self-cognition")
+    model_author: Annotated[Words, Len(1, 2)] | None = unset("swift")
     """What fills {{AUTHOR}} there, likewise."""
 
 

@@ -56,6 +56,8 @@ def _train(args: SftArguments, *, command: str) -> None:
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
     if said:
         notice(said)
+    if processes.is_main_process:
+        err().print(f"Model: {opened.folder}", style="dim", markup=False)
     _adapter(args, resume_from)  # a mistake is answered before hours of other work
     if processes.is_main_process:
         run_folder.check(args.output_dir, "--output_dir")
@@ -261,6 +263,8 @@ def _checkpoint_to_resume(args: SftArguments) -> Path | None:
     if asked is None:
         return None
     folder = checkpoint.newest(Path(args.output_dir)) if asked == "true" else Path(asked)
+    if checkpoint.listing(folder):  # a run's folder
+        folder = checkpoint.newest(folder)
     if not args.resume_only_model:
         checkpoint.read_state(folder)
         _say_what_changed(args, folder)

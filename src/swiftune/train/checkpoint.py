@@ -238,6 +238,7 @@ def _is_adapter(model: torch.nn.Module) -> bool:
 def _save_model(model: Any, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if _is_adapter(model):
         model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all of it still to be filled in
         return
     converted: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor, which is saved once
     weights = {}

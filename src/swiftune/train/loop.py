@@ -308,8 +308,6 @@ class Trainer:
         )
 
     def _interrupted(self, stop: StopRequest) -> Interrupted:
-        error = Interrupted(
-            f"Interrupted at step {self.state.step} of {self.feed.steps}; everything up to it is saved."
-        )
+        error = Interrupted(f"stopped after step {self.state.step} of {self.feed.steps}; everything up to it is saved.")
         error.exit_code = stop.exit_code if stop else Interrupted.exit_code
         return error
