@@ -56,8 +56,6 @@ def _train(args: SftArguments, *, command: str) -> None:
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
     if said:
         notice(said)
-    if processes.is_main_process:
-        err().print(f"Model: {opened.folder}", style="dim", markup=False)
     _adapter(args, resume_from)  # a mistake is answered before hours of other work
     if processes.is_main_process:
         run_folder.check(args.output_dir, "--output_dir")
@@ -67,6 +65,7 @@ def _train(args: SftArguments, *, command: str) -> None:
         data = prepare(args, opened, processes.num_processes)
     run = _run_folder(args, processes, resume_from)
     if processes.is_main_process:
+        err().print(f"Model: {opened.folder}", style="dim", markup=False)
         data.show(opened.tokenizer)
         data.account(run)
     accelerator = _accelerator(args, dtype, run)
