@@ -145,7 +145,7 @@ def test_a_chat_in_a_terminal(tiny_qwen2: Path, tmp_path: Path) -> None:
     assert "System prompt: Be brief." in chat.say("\x1b[A\r")  # the history
     chat.child.send("\x04")  # Ctrl-D
     chat.child.expect(pexpect.EOF)
-    chat.child.close()
+    chat.child.wait()  # close() would kill it while it is leaving
     assert chat.child.exitstatus == 0
 
 
@@ -161,5 +161,5 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(tiny_qwen2: Path, tmp_p
     chat.until_prompt()
     chat.child.send("\x03")
     chat.child.expect(pexpect.EOF)
-    chat.child.close()
-    assert chat.child.exitstatus in (0, 130)  # 130 where it comes while the first one is still being answered
+    chat.child.wait()  # close() would kill it while it is leaving
+    assert chat.child.exitstatus == 0

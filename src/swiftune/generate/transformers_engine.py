@@ -101,14 +101,15 @@ class TransformersEngine:
                 pieces.put(None)
 
         thread = threading.Thread(target=work, name="swiftune-stream", daemon=True)
-        thread.start()
         try:
+            thread.start()  # in here: Ctrl-C may come while it waits for the thread to begin
             while (piece := pieces.get()) is not None:
                 if piece:
                     yield piece
         finally:
             row.cancelled = True
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         if failure:
             raise failure[0]
         return row.answer()
