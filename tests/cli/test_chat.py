@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(tiny_qwen2: Path, tmp_p
     chat.child.send("Who are you?\r")
     chat.child.expect(r"\x1b\[\?2004l")
     chat.child.expect(r"\w+\s")  # the answer has begun
-    for _ in range(3):  # one that comes while the line editor hands the terminal back is lost, as a person's would be
+    for _ in range(3):  # on a loaded machine one was lost, why is not known; a person presses again
         chat.child.sendintr()
         if chat.child.expect(["Stopped. Ctrl-C again leaves.", pexpect.TIMEOUT], timeout=8) == 0:
             break
