@@ -1,5 +1,10 @@
-"""``make bench``: every benchmark, one after the other."""
+"""``make bench``: every benchmark, one after the other, each in a process of its own.
 
-from benchmarks import training
+``quality`` trains for minutes, and is run by itself: ``python -m benchmarks.quality --dataset FILE``.
+"""
 
-training.main()
+import subprocess
+import sys
+
+for name in ("training", "lora_layers", "loss", "attention", "startup", "tokenizing"):
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

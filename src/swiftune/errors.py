@@ -12,6 +12,7 @@
     └── RunError            exit 1   something failed while running
         ├── OutputError              a folder or file could not be written
         ├── DownloadError            a hub answered with an error, or not at all
+        ├── OutOfMemoryError         even one row at a time does not fit
         └── MissingPackageError      an optional package is needed, with the line that installs it
     Interrupted             exit 130 Ctrl-C; what was to be saved has been saved
 
@@ -95,6 +96,10 @@ class OutputError(RunError):
 
 class DownloadError(RunError):
     """A hub answered with an error, or did not answer."""
+
+
+class OutOfMemoryError(RunError):
+    """Memory ran out, and no smaller piece of the work is left to try. What was trained before has been saved."""
 
 
 class MissingPackageError(RunError):

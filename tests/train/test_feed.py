@@ -23,8 +23,7 @@ class Numbers:
 
 
 def numbers(feed: EpochFeed | StreamFeed, step: int) -> list[int]:
-    taken = feed.take(step)
-    return [int(taken.read(k).ids_T[0]) for k in range(len(taken.lengths))]
+    return [int(row.ids_T[0]) for row in feed.take(step)]
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 3), st.booleans(), st.integers(0, 5))

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from swiftune.config import SftArguments
 from swiftune.models.load import load_model
 from swiftune.tuners import attach_lora
-from swiftune.tuners.fast_lora import _keep, _LoraLinear, speed_up
+from swiftune.tuners.fast_lora import _draw, _drop_, _LoraLinear, speed_up
 
 
 def pair(dtype: torch.dtype, bias: bool) -> tuple[Any, Any]:
@@ -25,7 +25,7 @@ def pair(dtype: torch.dtype, bias: bool) -> tuple[Any, Any]:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     fast = copy.deepcopy(plain)
-    assert speed_up(fast) == 1
+    assert speed_up(fast, lambda: fast(torch.zeros(1, 24, dtype=dtype))) == 1
     return plain, fast
 
 
@@ -54,36 +54,89 @@ def test_equals_peft(dtype: torch.dtype, tolerance: float, bias: bool, shape: tu
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_the_gradient_is_the_derivative(p: float) -> None:
+    """Of two layers with one input: three outputs of the first with a bias, two of the second without."""
     torch.manual_seed(0)
-    x, w, b, a, up = (
-        torch.randn(shape, dtype=torch.float64, requires_grad=shape != (3, 4))
-        for shape in ((5, 4), (3, 4), (3,), (2, 4), (3, 2))
+    x, a, up, a2, up2 = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 4), (2, 4), (3, 2), (1, 4), (2, 1))
     )
-    bias = b.detach()
+    w, bias, w2 = (torch.randn(shape, dtype=torch.float64) for shape in ((3, 4), (3,), (2, 4)))
 
-    def function(x: torch.Tensor, a: torch.Tensor, up: torch.Tensor) -> Any:
-        torch.manual_seed(1)  # the same mask in every evaluation
-        return _LoraLinear.apply(x, w, bias, a, up, 2.0, p)  # type: ignore[no-untyped-call]
+    def function(*leaves: torch.Tensor) -> Any:
+        torch.manual_seed(1)  # the same masks in every evaluation
+        x, a, up, a2, up2 = leaves
+        first, second = (a, up, w, bias, a.detach(), up.detach()), (a2, up2, w2, None, a2.detach(), up2.detach())
+        return _LoraLinear.apply(x, [(2.0, p), (0.5, p)], *first, *second)  # type: ignore[no-untyped-call]
 
-    assert torch.autograd.gradcheck(function, (x, a, up))
+    assert torch.autograd.gradcheck(function, (x, a, up, a2, up2))
 
 
-def test_dropout_keeps_what_it_says_and_follows_the_seed() -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_that_share_an_input_give_what_peft_gives(tiny_qwen2: Path, checkpointing: bool) -> None:
+    grads = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = attach_lora(load_model(tiny_qwen2, dtype=torch.float32), SftArguments(lora_dropout=0.0)).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        if fast:
+            speed_up(model)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        ids = torch.arange(9)[None]
+        loss = sum(model(input_ids=ids + i, labels=ids + i, use_cache=False).loss for i in range(2))
+        loss.backward()  # type: ignore[attr-defined]
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(grads[0]) == 28
+    for name, expected in grads[0].items():
+        torch.testing.assert_close(grads[1][name], expected, msg=name)
+
+
+def test_layers_that_share_an_input_are_computed_together(tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = attach_lora(load_model(tiny_qwen2, dtype=torch.float32), SftArguments()).train()
+    speed_up(model)
+    calls = []
+    forward = _LoraLinear.forward
+
+    def counted(ctx: Any, x: torch.Tensor, settings: Any, *tensors: Any) -> Any:
+        calls.append(len(settings))
+        return forward(ctx, x, settings, *tensors)
+
+    monkeypatch.setattr(_LoraLinear, "forward", counted)
+    model(input_ids=torch.arange(5)[None], use_cache=False)
+    assert calls == [3, 1, 2, 1] * 2  # q k v, o, gate up, down
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_dropout_drops_what_it_says_independently_and_follows_the_seed(p: float) -> None:
     like = torch.ones(1000, 301)
     torch.manual_seed(3)
-    kept = _keep(like, 0.05)
-    assert kept.mean().item() == pytest.approx(0.95, abs=0.002)
+    dropped = _draw(like, p)
+    kept = _drop_(like.clone(), dropped)
+    assert kept.mean().item() == pytest.approx(1 - p, abs=0.003)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
-    assert kept.mean(dim=0).std().item() == pytest.approx((0.05 * 0.95 / 1000) ** 0.5, rel=0.2)  # independent draws
+    for one, other in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:])):  # neighbours know nothing of each other
+        assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].abs() < 0.01
+    for edge in (kept[:, 0], kept[:, -1], kept[0], kept[-1]):
+        assert edge.mean().item() == pytest.approx(1 - p, abs=5 * (p * (1 - p) / len(edge)) ** 0.5)
     torch.manual_seed(3)
-    assert torch.equal(_keep(like, 0.05), kept)
+    assert torch.equal(_draw(like, p), dropped)
+
+
+def test_every_place_is_dropped_as_often_as_any_other() -> None:
+    torch.manual_seed(0)
+    counts = torch.zeros(7)
+    for _ in range(20_000):
+        counts += 1 - _drop_(torch.ones(7), _draw(torch.ones(7), 0.3))
+    torch.testing.assert_close(counts / 20_000, torch.full((7,), 0.3), atol=0.015, rtol=0)
 
 
 def test_dropout_is_off_in_evaluation_and_unbiased_in_training() -> None:
     plain, _ = pair(torch.float32, bias=True)
     plain.base_model.model[0].lora_dropout["default"] = torch.nn.Dropout(0.5)
     fast = copy.deepcopy(plain)
-    speed_up(fast)
+    speed_up(fast, lambda: fast(torch.zeros(1, 24)))
     x = torch.randn(3, 24)
     torch.testing.assert_close(fast.eval()(x), plain.eval()(x))
     fast.train()

@@ -114,13 +114,14 @@ def _run(words: list[str]) -> int:
         print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
         return 0
     from swiftune.config.parse import parse
-    from swiftune.runtime import console, launch
+    from swiftune.runtime import console, garbage, launch
 
     if command.distributed and launch.is_wanted():
         with console.silent():  # the first process says it
             parse(arguments, rest)
         return launch.launch(words)
     args = parse(arguments, rest)
+    garbage.look_rarely()
     recipe: Callable[..., int | None] = _named(command.recipe)
     return recipe(args) or 0
 

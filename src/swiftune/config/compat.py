@@ -74,6 +74,7 @@ UNNEEDED: Mapping[str, str] = {
     "dataloader_persistent_workers": _FEEDING,
     "dataloader_pin_memory": _FEEDING,
     "dataloader_prefetch_factor": _FEEDING,
+    "ddp_find_unused_parameters": "a parameter without a gradient in one process gets those of the others",
     "disable_tqdm": "there is no progress bar where the output is no terminal",
     "do_eval": "--eval_strategy decides",
     "do_train": "the command says it",

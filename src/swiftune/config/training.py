@@ -175,7 +175,7 @@ class OptimizerArguments(Arguments):
     warmup_steps: StepsOrZero = 0
     """Steps over which it rises; above 0 it replaces --warmup_ratio."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
-    """Optimizer; `adamw_torch_fused` is AdamW in one kernel."""
+    """Optimizer; `adamw_torch` and `adamw_torch_fused` are the same: AdamW in one kernel."""
     weight_decay: PositiveOrZero = 0.1
     """Decay of matrices; biases and norms do not decay."""
     adam_beta1: ShareBelowOne = 0.9
@@ -198,15 +198,13 @@ class HardwareArguments(Arguments):
     memory and speed, not the result."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower.
-    `auto`: only where the memory asks for it."""
+    `auto`: only where the memory asks for it, in as few layers as it takes."""
     full_determinism: bool = False
     """Use deterministic algorithms only, at some cost in speed."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = unset("nccl on GPUs, else gloo")
     """How processes talk to each other."""
     ddp_timeout: Seconds = 18_000_000
     """How long a process waits for the others."""
-    ddp_find_unused_parameters: bool = False
-    """Let data-parallel training look for parameters that got no gradient."""
 
 
 class TrainArguments(HardwareArguments, OptimizerArguments, StepArguments):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from swiftune.data import chat
+from swiftune.data import chat, encode
 from swiftune.data.chat import ChatText, Turn, UnrenderableError
+from swiftune.data.encode import Encoder, Ids
 from swiftune.data.ledger import RowFault
 from swiftune.errors import TemplateError
 from swiftune.types import IGNORE, Message, Row, Sample
@@ -63,9 +64,10 @@ class Renderer:
         self._chat = None if raw else ChatText(tokenizer, system, template_kwargs)
         if raw and tokenizer.eos_token_id is None:
             raise TemplateError(f"The tokenizer of {tokenizer.name_or_path!r} has no EOS token to end a text with.")
+        self._encode = Encoder(tokenizer, self._chat.control if self._chat else ())
         # SentencePiece-like tokenizers put a space before whatever they are given: an answer encoded alone would
         # begin with one that generation does not produce. Those encode prompt and answer together.
-        first, second, both = self._encode(["\n", "Hello", "\nHello"])
+        first, second, both = self._encode.whole(["\n", "Hello", "\nHello"])
         self._splits = first + second == both
 
     def row(self, sample: Sample) -> Row:
@@ -97,11 +99,12 @@ class Renderer:
             RowFault: the template refuses these messages.
         """
         if self._chat is None:
-            return self._without_eos(self._encode([_plain_text(messages)], add_special_tokens=True)[0])
+            return self._without_eos(self._encode.whole([_plain_text(messages)], add_special_tokens=True)[0])
         try:
-            return self._encode([self._chat.prompt(messages, tools)])[0]
+            (ids,) = self._encode([self._chat.prompt(messages, tools)])
         except UnrenderableError as error:
             raise RowFault("cannot be rendered", str(error)) from error
+        return list(map(int, ids))
 
     @functools.cached_property
     def stop_ids(self) -> list[int]:
@@ -117,9 +120,9 @@ class Renderer:
         import transformers
 
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        code = [Path(module).read_text(encoding="utf-8") for module in (__file__, chat.__file__)]
+        code = [Path(module).read_text(encoding="utf-8") for module in (__file__, chat.__file__, encode.__file__)]
         content = [
-            self._backend().to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items()),
+            self._encode.backend().to_str() if backend is not None else sorted(self.tokenizer.get_vocab().items()),
             self.tokenizer.special_tokens_map,
             None if self._chat is None else self.tokenizer.chat_template,
             self._settings,
@@ -156,45 +159,47 @@ class Renderer:
                 indices.append(index)
         return indices
 
-    def _assemble(self, pairs: list[tuple[list[int], list[int]]]) -> Row | RowFault:
+    def _assemble(self, pairs: list[tuple[Ids, Ids]]) -> Row | RowFault:
         """Lays the turns' ids into as few sequences as are true to inference.
 
         Args:
             pairs: for every turn the prompt's ids, and the answer's (of both together where the tokenizer cannot
                 encode an answer alone).
         """
-        sequences: list[list[int]] = []
+        sequences: list[Ids] = []
         spans: list[list[tuple[int, int]]] = []
         for prompt, answer in pairs:
             start = len(prompt)
             if not self._splits:
-                if answer[:start] != prompt:
+                if not np.array_equal(answer[:start], prompt):
                     return RowFault("cannot be rendered", "tokens merge over the seam between prompt and answer")
                 answer = answer[start:]
-            if sequences and prompt[: len(sequences[-1])] == sequences[-1]:
-                sequences[-1] = prompt + answer
+            sequence = np.concatenate([prompt, answer])
+            if sequences and np.array_equal(prompt[: len(sequences[-1])], sequences[-1]):
+                sequences[-1] = sequence
             else:
-                sequences.append(prompt + answer)
+                sequences.append(sequence)
                 spans.append([])
-            spans[-1].append((start, start + len(answer)))
+            spans[-1].append((start, len(sequence)))
         return self._build(sequences, spans)
 
-    def _build(self, sequences: list[list[int]], spans: list[list[tuple[int, int]]]) -> Row:
-        ids_T = np.concatenate([np.asarray(sequence, dtype=np.int32) for sequence in sequences])
+    def _build(self, sequences: list[Ids], spans: list[list[tuple[int, int]]]) -> Row:
+        ids_T = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
+        lengths = tuple(map(len, sequences))
         if self._loss_scale == "all":
-            return Row(ids_T, ids_T.copy(), tuple(map(len, sequences)))
-        labels_T = np.full_like(ids_T, IGNORE)
+            return Row(ids_T, ids_T.copy(), lengths)
+        labels_T = np.full(len(ids_T), IGNORE, np.int32)
         offset = 0
-        for sequence, own in zip(sequences, spans, strict=True):
+        for length, own in zip(lengths, spans, strict=True):
             for start, end in own:
                 labels_T[offset + start : offset + end] = ids_T[offset + start : offset + end]
-            offset += len(sequence)
-        return Row(ids_T, labels_T, tuple(map(len, sequences)))
+            offset += length
+        return Row(ids_T, labels_T, lengths)
 
     def _raw_rows(self, texts: Sequence[str]) -> list[Row | RowFault]:
         whole = [text if _is_unicode(text) else "" for text in texts]
         rows: list[Row | RowFault] = []
-        for text, ids in zip(texts, self._encode(whole, add_special_tokens=True), strict=True):
+        for text, ids in zip(texts, self._encode.whole(whole, add_special_tokens=True), strict=True):
             if not _is_unicode(text):
                 rows.append(RowFault("cannot be rendered", "half a surrogate pair in the text: it is no Unicode"))
             elif not text:
@@ -206,23 +211,6 @@ class Renderer:
 
     def _without_eos(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-
-    def _encode(self, texts: list[str], *, add_special_tokens: bool = False) -> list[list[int]]:
-        """Token ids. A template writes its BOS itself, so special tokens are added to raw text only."""
-        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
-            encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False) if texts else {}
-            return list(encoded.get("input_ids", []))
-        # Straight to the tokenizer in Rust: it is the larger part of the time, and the wrapper adds half of it again.
-        batch = self._backend().encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in batch]
-
-    def _backend(self) -> Any:
-        """The tokenizer in Rust, without what a padded call may have left set on it."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        backend.encode_special_tokens = False
-        return backend
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""Samples on disk: read once, then mapped into memory, whatever their number.
+"""Samples on disk: their files are read once, and memory holds a batch of them, whatever their number.
 
 A part is the normalised rows of one data set in a folder of the cache: ``rows.arrow`` (sample as JSON, file, line),
 ``faults.jsonl`` (rows that are no samples) and ``about.json``. Its key is made of everything that it depends on, the
@@ -34,18 +34,30 @@ class Part:
         self.hashes: dict[str, str] = about["hashes"]
         """SHA-256 of each file."""
         self._files = list(self.hashes)
+        self._held: tuple[int, tuple[Any, Any, Any]] = (-1, ((), (), ()))
 
     def __getitem__(self, index: int) -> Sample:
-        batch = self._reader.get_batch(index // _BATCH)
-        value = json.loads(batch.column(0)[index % _BATCH].as_py())
-        place = Place(self._files[batch.column(1)[index % _BATCH].as_py()], batch.column(2)[index % _BATCH].as_py())
+        samples, files, lines = self._batch(index // _BATCH)
+        at = index % _BATCH
+        value = json.loads(samples[at].as_py())
+        place = Place(self._files[files[at]], int(lines[at]))
         return Sample(messages=value["messages"], place=place, tools=value.get("tools"))
+
+    def _batch(self, number: int) -> tuple[Any, Any, Any]:
+        """The columns of a record batch. The last one is kept: most who read, read in order."""
+        held, columns = self._held
+        if held != number:
+            batch = self._reader.get_batch(number)
+            columns = (batch.column(0), batch.column(1).to_numpy(), batch.column(2).to_numpy())
+            self._held = number, columns
+        return columns
 
     @functools.cached_property
     def _reader(self) -> Any:
         import pyarrow as pa
 
-        return pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow")))
+        # Not mapped: the pages touched would count as this process's memory, up to the whole file.
+        return pa.ipc.open_file(pa.OSFile(str(self.folder / "rows.arrow")))
 
     def __reduce__(self) -> tuple[type[Part], tuple[Path]]:
         return Part, (self.folder,)

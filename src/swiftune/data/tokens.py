@@ -1,8 +1,8 @@
-"""Samples to rows of tokens: once per content, on disk, mapped into memory.
+"""Samples to rows of tokens: once per content, on disk, read where they are needed.
 
-An entry of the cache is a folder: ``rows.arrow`` (the rows), ``faults.jsonl`` (samples set aside: index, reason,
-detail) and ``about.json``. Its key is made of the samples, of everything that decides how they are rendered, and of how
-they are cut, so it is never out of date. It is complete or not there.
+An entry of the cache is a folder: ``rows.arrow`` (the rows), ``lengths.i32`` (tokens of each), ``faults.jsonl``
+(samples set aside: index, reason, detail) and ``about.json``. Its key is made of the samples, of everything that
+decides how they are rendered, and of how they are cut, so it is never out of date. It is complete or not there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,7 +46,9 @@ CUT_AWAY = "nothing to learn: max_length cuts every supervised token away"
 NOTHING = "nothing to learn: no supervised token"
 
 _BATCH = 512
-"""Samples that are rendered, and written, at once."""
+"""Samples that are rendered and encoded at once."""
+_READ = 64
+"""Rows of a record batch, which is read whole for any row of it: every one has as many, but the last."""
 _BAR_AFTER = 2.0
 """Seconds from which on tokenizing shows a progress bar."""
 
@@ -64,10 +66,7 @@ class TokenStore(Sequence[Row]):
         self.folder = folder
         self.cached = cached
         self.supervised: int = json.loads((folder / "about.json").read_text(encoding="utf-8"))["supervised"]
-        batches = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
-        self._ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
-        offsets = [np.diff(batch.column("ids").offsets.to_numpy()) for batch in batches]
-        self.lengths: np.ndarray[Any, np.dtype[np.int32]] = np.concatenate([*offsets, np.empty(0, np.int32)])
+        self.lengths: np.ndarray[Any, np.dtype[np.int32]] = np.fromfile(folder / "lengths.i32", np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -76,9 +75,8 @@ class TokenStore(Sequence[Row]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number, at = divmod(index, _READ)
         batch = self._reader.get_batch(number)
-        at = index - (int(self._ends[number - 1]) if number else 0)
         ids_T, spans, lengths = (_cell(batch.column(name), at) for name in ("ids", "spans", "lengths"))
         labels_T = np.full_like(ids_T, IGNORE)
         for start, end in spans.reshape(-1, 2):
@@ -96,7 +94,8 @@ class TokenStore(Sequence[Row]):
     def _reader(self) -> Any:
         import pyarrow as pa
 
-        return pa.ipc.open_file(pa.memory_map(str(self.folder / "rows.arrow")))
+        # Not mapped: the pages touched would count as this process's memory, up to the whole file.
+        return pa.ipc.open_file(pa.OSFile(str(self.folder / "rows.arrow")))
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
         return TokenStore, (self.folder,)
@@ -121,7 +120,8 @@ def tokenize(
         truncation_strategy: what becomes of longer ones. ``left`` keeps the end: the system prompt goes first.
         ledger: is told of every sample that is no row, also where the rows come from the cache.
         cache_dir: where the rows are kept; ``runtime.paths.cache_dir()/tokens`` by default.
-        num_proc: processes. One already uses all cores for the tokenizer; more help where templates take the time.
+        num_proc: processes. One already uses all cores for the tokenizer; more help where templates take the time, and
+            take two seconds to start.
 
     Raises:
         DataError: no row is left.
@@ -227,31 +227,48 @@ def _write(folder: Path, job: _Job, num_proc: int) -> None:
     import pyarrow as pa
 
     supervised = 0
+    pending = _columns([])
     with (
         (folder / "faults.jsonl").open("w", encoding="ascii") as lines,
+        (folder / "lengths.i32").open("wb") as lengths,
         pa.OSFile(str(folder / "rows.arrow"), "wb") as out,
-        pa.ipc.new_file(out, _columns([]).schema) as writer,
+        pa.ipc.new_file(out, pending.schema) as writer,
     ):
         for batch, learned, faults in _shown(_batches(job, num_proc), len(job.samples)):
-            writer.write_batch(batch)
             supervised += learned
             lines.writelines(json.dumps(fault) + "\n" for fault in faults)
+            lengths.write(np.diff(batch.column("ids").offsets).tobytes())
+            pending = pa.concat_batches([pending, batch])
+            while len(pending) >= _READ:
+                writer.write_batch(pending.slice(0, _READ))
+                pending = pending.slice(_READ)
+        if len(pending):
+            writer.write_batch(pending)
     (folder / "about.json").write_text(json.dumps({"supervised": supervised}), encoding="utf-8")
 
 
 def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, list[Fault]]]:
-    """All batches in order, from this process or from several."""
+    """All batches in order, from this process or from several.
+
+    In this process two threads take turns: Python renders one batch while the tokenizer encodes the other.
+    """
     starts = range(0, len(job.samples), _BATCH)
     processes = min(num_proc, len(starts))
-    if processes <= 1:
-        yield from map(job.batch, starts)
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (job,)) as pool:
+    pool: Executor
+    if processes > 1:
+        pool, run, waited = (
+            ProcessPoolExecutor(processes, get_context("spawn"), _set_up, (job,)),
+            _batch_here,
+            processes,
+        )
+    else:
+        pool, run, waited = ThreadPoolExecutor(2), job.batch, 1
+    with pool:
         waiting: deque[Future[Any]] = deque()
         try:
             for start in starts:
-                waiting.append(pool.submit(_batch_here, start))
-                if len(waiting) > 2 * processes:
+                waiting.append(pool.submit(run, start))
+                if len(waiting) > 2 * waited:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

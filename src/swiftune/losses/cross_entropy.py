@@ -3,23 +3,24 @@
 The gradient of a block is computed as soon as its logits are there, so that they can be dropped; the backward pass
 only scales what is stored. The idea of fusing head and loss is in Liger Kernel (arXiv:2410.10989, section 3.2).
 
-Shapes: S supervised positions, D hidden size, V vocabulary.
+Of a position with logits z and label y, P = softmax(z), and m its largest logit:
+
+    loss = log Σ exp(z) - z_y = m - log max(P) - z_y        dz = P - onehot(y)
+
+Shapes: S supervised positions, D hidden size, V vocabulary; N positions of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from swiftune.types import IGNORE
-
-BLOCK = 512
-"""Positions whose logits are held at once."""
 ALIGN = 32
 """Positions are filled up to a multiple of this: oneDNN builds, and keeps, kernels for every new number of them."""
+BLOCK_VALUES = {"cpu": 2**23}
+"""Logits of a block: on a CPU as many as stay near its cores. 2²⁷ elsewhere."""
 
 
 def linear_cross_entropy(
@@ -27,40 +28,29 @@ def linear_cross_entropy(
     labels_S: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
     head_parameters: list[torch.nn.Parameter],
+    vocabulary: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the cross-entropies, and how many labels are the most likely token.
+    """The sum of the cross-entropies, and how many labels are the most likely token (or as likely as that).
 
     Args:
         hidden_SD: hidden states of the supervised positions only.
         labels_S: int64, the token that each position predicts.
         head: hidden states to logits (soft-capping and scaling included), called on blocks.
         head_parameters: the trainable parameters that ``head`` uses; they receive gradients.
+        vocabulary: logits of a position; decides how many positions make a block.
 
     Returns:
         The loss, a float32 scalar with a gradient; the number of right predictions, an int64 scalar without one.
     """
-    rest = -len(labels_S) % ALIGN
-    if rest:
-        hidden_SD = torch.cat([hidden_SD, hidden_SD.new_zeros(rest, hidden_SD.shape[1])])
-        labels_S = torch.cat([labels_S, labels_S.new_full((rest,), IGNORE)])
-    if not torch.is_grad_enabled():
-        loss = hidden_SD.new_zeros((), dtype=torch.float32)
-        correct = labels_S.new_zeros(())
-        for start in range(0, len(labels_S), BLOCK):
-            block = slice(start, start + BLOCK)
-            block_loss, block_correct = _block(hidden_SD[block], labels_S[block], head)
-            loss += block_loss
-            correct += block_correct
-        return loss, correct
-    return _LinearCrossEntropy.apply(hidden_SD, labels_S, head, *head_parameters)  # type: ignore[no-untyped-call, no-any-return]
+    positions = block_positions(vocabulary, hidden_SD.device.type)
+    learns = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden_SD, labels_S, head, positions, learns, *head_parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _block(
-    hidden_SD: torch.Tensor, labels_S: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits_SV = head(hidden_SD)
-    correct = (logits_SV.detach().argmax(dim=-1) == labels_S).sum()
-    return cross_entropy(logits_SV.float(), labels_S, reduction="sum", ignore_index=IGNORE), correct
+def block_positions(vocabulary: int, device: str) -> int:
+    """Positions whose logits are held at once."""
+    fitting = BLOCK_VALUES.get(device, 2**27) // vocabulary // ALIGN * ALIGN
+    return min(max(2 * ALIGN, fitting), 1024)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -70,22 +60,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_SD: torch.Tensor,
         labels_S: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
+        positions: int,
+        learns: bool,
         *parameters: torch.nn.Parameter,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss = hidden_SD.new_zeros((), dtype=torch.float32)
         correct = labels_S.new_zeros(())
-        hidden_grad_SD = torch.empty_like(hidden_SD)
-        grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        for start in range(0, len(labels_S), BLOCK):
-            block = slice(start, start + BLOCK)
-            with torch.enable_grad():
-                h = hidden_SD[block].detach().requires_grad_()
-                block_loss, block_correct = _block(h, labels_S[block], head)
-                hidden_grad_SD[block], *block_grads = torch.autograd.grad(block_loss, [h, *parameters])
-            loss += block_loss.detach()
+        hidden_grad_SD = torch.empty_like(hidden_SD) if learns else None
+        grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters] if learns else []
+        scratch: list[torch.Tensor] = []
+        for block, filled_ND, labels_N in _blocks(hidden_SD, labels_S, positions):
+            with torch.set_grad_enabled(learns):
+                logits_NV = head(filled_ND.requires_grad_(learns))
+            block_loss, block_correct, grad_NV = _block(logits_NV.detach(), labels_N, learns, scratch)
+            loss += block_loss
             correct += block_correct
-            for total, grad in zip(grads, block_grads, strict=True):
-                total += grad
+            if hidden_grad_SD is not None:
+                hidden_grad_ND, *block_grads = torch.autograd.grad(logits_NV, [filled_ND, *parameters], grad_NV)
+                hidden_grad_SD[block] = hidden_grad_ND[: len(labels_N)]
+                for total, grad in zip(grads, block_grads, strict=True):
+                    total += grad
         ctx.save_for_backward(hidden_grad_SD, *grads)
         ctx.dtypes = [p.dtype for p in parameters]
         ctx.mark_non_differentiable(correct)
@@ -95,4 +89,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_grad_SD, *grads = ctx.saved_tensors
         scaled = [(grad * grad_loss).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
-        return hidden_grad_SD * grad_loss.to(hidden_grad_SD.dtype), None, None, *scaled
+        return hidden_grad_SD * grad_loss.to(hidden_grad_SD.dtype), None, None, None, None, *scaled
+
+
+def _blocks(
+    hidden_SD: torch.Tensor, labels_S: torch.Tensor, positions: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Blocks of positions: where they are, their hidden states filled up to a multiple of ``ALIGN``, their labels."""
+    for start in range(0, len(labels_S), positions):
+        block = slice(start, min(start + positions, len(labels_S)))
+        rest = -(block.stop - start) % ALIGN
+        yield block, torch.nn.functional.pad(hidden_SD[block].detach(), (0, 0, 0, rest)), labels_S[block]
+
+
+def _block(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, learns: bool, scratch: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss, right predictions, and the gradient of the logits; logits beyond the labels count for nothing."""
+    filled, n = len(logits_NV), len(labels_N)
+    if not scratch:
+        scratch += [torch.empty_like(logits_NV, dtype=torch.float32) for _ in range(2)]
+    scores_NV, weights_NV = (x[:filled] for x in scratch)
+    scores_NV.copy_(logits_NV)
+    torch.softmax(scores_NV, dim=-1, out=weights_NV)
+    at = labels_N[:, None]
+    own_N = scores_NV[:n].gather(1, at)[:, 0]
+    best_N = scores_NV[:n].amax(dim=-1)
+    loss = (best_N - weights_NV[:n].amax(dim=-1).log() - own_N).sum()
+    correct = (own_N == best_N).sum()
+    if not learns:
+        return loss, correct, None
+    weights_NV[:n].scatter_add_(1, at, weights_NV.new_full((n, 1), -1.0))
+    if n < filled:
+        weights_NV[n:] = 0.0
+    return loss, correct, weights_NV.to(logits_NV.dtype)

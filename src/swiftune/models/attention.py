@@ -3,6 +3,9 @@
 Registered with Transformers' attention interface, so it serves every model that uses that interface. Transformers
 builds no mask for an implementation that it has no mask function for, so a T x T mask never exists.
 
+On a CPU plain causal attention is done in blocks of our own (``blocked_attention``); what that does not know, and other
+devices, take PyTorch's kernels, one sequence at a time.
+
 Shapes: B batch (always 1 here), H query heads, K key/value heads, T tokens of all sequences, D head size.
 """
 
@@ -13,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from swiftune.models.blocked_attention import blocked_attention
 
 PACKED = "swiftune_packed"
 
@@ -47,14 +52,19 @@ def packed_attention(
     assert attention_mask is None
     bounds = cu_seqlens or [0, query_BHTD.shape[2]]
     lengths = [end - start for start, end in pairwise(bounds)]
+    window = sliding_window if sliding_window is not None and sliding_window < max(lengths) else None
+    if query_BHTD.device.type == "cpu" and window is None and softcap is None and not dropout:
+        scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+        # With float32 weights under autocast the rotated queries and keys are in float32, the values are not.
+        q, k, v = (x[0].to(value_BKTD.dtype) for x in (query_BHTD, key_BKTD, value_BKTD))
+        return blocked_attention(q, k, v, bounds, scale)[None], None
     outputs = []
     # ``split``, not slices: its backward is one concatenation, that of a slice a tensor of zeros for every sequence.
     for q, k, v in zip(*(torch.split(x, lengths, dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True):
         if softcap is not None:
-            outputs.append(_softcapped(q, k, v, scaling, softcap, sliding_window, dropout))
+            outputs.append(_softcapped(q, k, v, scaling, softcap, window, dropout))
             continue
-        windowed = sliding_window is not None and sliding_window < q.shape[2]
-        mask = _window_mask(q.shape[2], sliding_window, q.device) if windowed else None
+        mask = _window_mask(q.shape[2], window, q.device) if window is not None and window < q.shape[2] else None
         outputs.append(
             scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=True

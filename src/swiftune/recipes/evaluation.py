@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from swiftune.train.objective import SupervisedObjective
+    from swiftune.train.plan import Layout
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Evaluator:
     objective: SupervisedObjective
     prepared: torch.nn.Module
     """The objective as ``accelerator`` placed it."""
-    budget: int
+    layout: Layout
     accelerator: Accelerator
     run: Path
 
@@ -41,7 +42,7 @@ class Evaluator:
         from swiftune.train.evaluate import evaluate
 
         assert self.data.val is not None
-        metrics = evaluate(self.prepared, self.data.val, budget=self.budget, accelerator=self.accelerator, stop=stop)
+        metrics = evaluate(self.prepared, self.data.val, layout=self.layout, accelerator=self.accelerator, stop=stop)
         if metrics is None or not self.args.predict_with_generate:
             return metrics
         scores = self._scores(step, stop)

@@ -12,7 +12,7 @@ from swiftune.config import GenerateArguments, InferArguments
 from swiftune.errors import DataError
 from swiftune.recipes.checkpoint_args import Resolved, resolve
 from swiftune.recipes.opening import Opened, open_tokenizer
-from swiftune.runtime import hardware
+from swiftune.runtime import garbage, hardware
 from swiftune.runtime.console import err, notice
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def infer(args: InferArguments, talk: Talk) -> None:
     args = resolved.args
     opened = open_tokenizer(args)
     engine = _engine(args, opened, resolved.adapters)
+    garbage.look_as_usual()
     if args.dataset or args.val_dataset:
         _answer_rows(args, opened, engine, _result_path(args, resolved))
     else:

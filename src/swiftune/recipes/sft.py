@@ -18,11 +18,11 @@ from swiftune.config import (
     load,
     save,
 )
-from swiftune.errors import Interrupted, MissingPackageError
+from swiftune.errors import Interrupted, MissingPackageError, OutOfMemoryError
 from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.training_data import TrainingData, prepare
-from swiftune.runtime import hardware, seeds
+from swiftune.runtime import garbage, hardware, seeds
 from swiftune.runtime.console import err, hushed, notice, warn
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from swiftune.train.loop import Trainer
+    from swiftune.train.objective import SupervisedObjective
 
 
 def pt(args: PtArguments) -> None:
@@ -47,6 +48,7 @@ def _train(args: SftArguments, *, command: str) -> None:
     from accelerate.state import AcceleratorState
 
     from swiftune.train import checkpoint, run_folder
+    from swiftune.train.out_of_memory import ran_out
 
     # The process group is made here; what Accelerator is told about it later comes too late.
     group: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout), "backend": args.ddp_backend}
@@ -71,13 +73,20 @@ def _train(args: SftArguments, *, command: str) -> None:
     accelerator = _accelerator(args, dtype, run)
     try:
         trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
+        garbage.look_as_usual()
         state = trainer.train()
-    except Interrupted as stopped:
+    except (Interrupted, OutOfMemoryError) as stopped:
         last = run / checkpoint.name(trainer.state.step)
         if last.exists() and not args.save_only_model:
             again = ["swift", command, "--config", str(run / "args.json"), "--resume_from_checkpoint", str(last)]
-            stopped.cure = f"Go on with: {shlex.join(again)}"
+            stopped.cure = f"{stopped.cure} Go on with: {shlex.join(again)}".strip()
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(
+            "Memory ran out before, or beside, the computation of a gradient.", "Train fewer parameters."
+        ) from error
     finally:
         accelerator.end_training()
         if processes.is_main_process:
@@ -105,19 +114,23 @@ def _trainer(
     from swiftune.train.checkpoint import TrainerState
     from swiftune.train.loop import Trainer
     from swiftune.train.objective import SupervisedObjective
+    from swiftune.train.plan import Layout, pair_work
 
     seeds.seed_everything(args.seed, deterministic=args.full_determinism)
+    hardware.keep_freed_memory()
     model = _model(args, opened, accelerator.device, dtype, resume_from)
-    budget = _plan_memory(args, model, data, accelerator, dtype)
+    objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
+    layout = Layout(
+        _plan_memory(args, objective, data, accelerator, dtype), accelerator.num_processes, pair_work(model.config)
+    )
     if accelerator.is_main_process:
-        run_record.write(run, args, data, accelerator, budget=budget)
+        run_record.write(run, args, data, accelerator, budget=layout.budget)
     optimizer = optim.build_optimizer(model, args)
     schedule = optim.build_schedule(optimizer, args, steps=data.feed.steps)
-    objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
     with hushed("`broadcast_buffers` is deprecated"):  # the name that accelerate knows, and that torch 2.10 knows too
         prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     place = TrainerState(
-        rows_per_step=data.rows_per_step, processes=accelerator.num_processes, data=data.key, budget=budget
+        rows_per_step=data.rows_per_step, processes=accelerator.num_processes, data=data.key, budget=layout.budget
     )
     seeds.seed_everything(args.seed, process=accelerator.process_index)
     return Trainer(
@@ -129,11 +142,11 @@ def _trainer(
         schedule=schedule,
         accelerator=accelerator,
         tokenizer=opened.tokenizer,
-        budget=budget,
+        layout=layout,
         dtype=dtype,
         run=run,
         state=place,
-        evaluate=Evaluator(args, opened, data, objective, prepared, budget, accelerator, run) if data.val else None,
+        evaluate=Evaluator(args, opened, data, objective, prepared, layout, accelerator, run) if data.val else None,
         resume_from=None if args.resume_only_model else resume_from,
     )
 
@@ -182,33 +195,35 @@ def _adapter(args: SftArguments, resume_from: Path | None) -> Path | None:
 
 
 def _plan_memory(
-    args: SftArguments, model: Any, data: TrainingData, accelerator: Accelerator, dtype: torch.dtype
+    args: SftArguments,
+    objective: SupervisedObjective,
+    data: TrainingData,
+    accelerator: Accelerator,
+    dtype: torch.dtype,
 ) -> int:
     """Decides how many tokens a micro-batch has, and says in one line what the run will take."""
     from swiftune.train import memory
 
+    model, processes = objective.model, accelerator.num_processes
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
+    activations = memory.measure_activations(objective, accelerator.autocast, dtype.itemsize, data.longest)
     plan = memory.plan_memory(
-        model.config,
-        free=_room(accelerator) - 12 * trained,  # gradient and AdamW's two moments, in float32
+        activations,
+        free=_room(accelerator) - memory.training_bytes(model, args.optim, processes),
         device=accelerator.device.type,
-        width=dtype.itemsize,
         longest=data.longest,
         asked=args.max_tokens_per_batch,
         checkpointing=args.gradient_checkpointing,
     )
-    if plan.checkpointing:
-        # Transformers renamed it in 5.23.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    memory.compute_again(model, plan.again)
+    again = f", activations of {plan.again} of {activations.layers} layers computed again" if plan.again else ""
     if accelerator.is_main_process:
         err().print(
             f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
-            f"{str(dtype).removeprefix('torch.')} on {accelerator.num_processes} x {accelerator.device.type}, "
+            f"{str(dtype).removeprefix('torch.')} on {processes} x {accelerator.device.type}, "
             f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
-            f"{', activations computed again' if plan.checkpointing else ''} "
-            f"(at most about {plan.activations / 2**30:.1f} GiB of activations).",
+            f"{again} (at most about {plan.activations / 2**30:.1f} GiB of activations).",
             markup=False,
         )
     return plan.budget
@@ -234,9 +249,7 @@ def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerat
         log_with=trackers or None,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False, find_unused_parameters=args.ddp_find_unused_parameters
-            ),
+            DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
     accelerator.init_trackers(args.run_name or run.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -82,13 +84,56 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _container_room() -> int:
-    """What a control group's memory limit leaves, or a number larger than any RAM where there is none."""
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that it frees, where the C library can be told to (glibc).
+
+    A step frees what its activations took, and takes as much again at once. Given back to the system in between, every
+    page of it is made, and filled with zeros, anew, which takes longer than most of the operations that write to it.
+    """
+    import ctypes
+    import sys
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim the heap
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the heap serves all but the largest blocks (this is glibc's limit)
+
+
+def _container_room(root: str = "/") -> int:
+    """What the memory limits of this process's control groups leave, or more than any RAM where there are none.
+
+    The limit of a group holds for all groups within it, so each on the way up counts. Files in the page cache that
+    nobody has looked at lately are counted as used there, and given up when memory is asked for.
+
+    Args:
+        root: where ``/proc`` and ``/sys`` are.
+    """
     from pathlib import Path
 
+    system = Path(root, "sys/fs/cgroup")
+    names = {  # version: folder, limit, in use, what of it can be given up
+        "": (system, "memory.max", "memory.current", "inactive_file"),
+        "memory": (system / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    rooms = [1 << 60]
+    for line in _lines(Path(root, "proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        version = next((v for v in controllers.split(",") if v in names), None)
+        if version is None:
+            continue
+        top, most, used, spare = names[version]
+        own = Path(path.lstrip("/"))
+        for group in [top / own, *(top / parent for parent in own.parents)]:
+            stat = dict(entry.split() for entry in _lines(group / "memory.stat"))
+            for limit, usage in zip(_lines(group / most), _lines(group / used), strict=False):
+                if limit != "max":
+                    rooms.append(max(0, int(limit) - int(usage) + int(stat.get(spare, 0))))
+    return min(rooms)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a small file; none where it cannot be read."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return file.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 1 << 60
-    return (1 << 60) if limit == "max" else max(0, int(limit) - used)
+        return []

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from swiftune.errors import CheckpointError, OutputError
+from swiftune.runtime import hardware
 from swiftune.train.optim import load_optimizer_state, optimizer_state
 from swiftune.train.tree_file import load_tree, save_tree
 
@@ -70,46 +71,75 @@ def name(step: int) -> str:
     return f"checkpoint-{step}"
 
 
-def save(
-    run: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint is written from, as it was at one moment."""
+
+    state: dict[str, Any]
+    model: Any
+    dtype: torch.dtype
+    weights: dict[str, torch.Tensor]
+    """The model's, by name; those that are not trained are the model's own tensors."""
+    trees: dict[str, Any]
+    """What only training needs: file names and contents."""
+    copied: bool
+    """Whether all of it is copied: else it must be written before training goes on."""
+
+
+def snapshot(
     state: TrainerState,
     *,
     model: torch.nn.Module,
     dtype: torch.dtype,
-    tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: dict[str, Any] | None,
     random_states: list[dict[str, Any]],
     weights_only: bool = False,
-) -> Path:
-    """Writes ``checkpoint-<step>`` into the run's folder; called by the main process.
+) -> Snapshot:
+    """Copies what training changes, so that it can go on while the copy is written.
 
     Args:
         dtype: in which a fully tuned model's weights are saved.
         random_states: of every process.
         weights_only: leave out what only training needs.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trees: dict[str, Any] = {}
+    if not weights_only:
+        trees = {
+            "optimizer": {
+                "optimizer": optimizer_state(optimizer),
+                "schedule": _plain(schedule.state_dict()),
+                "scaler": scaler,
+            },
+            "random": random_states,
+        }
+        if not _is_adapter(model) and dtype != torch.float32:
+            trees["weights"] = trained
+    size = sum(p.nbytes for p in trained.values())
+    # A copy may take five times what is trained. Where there is no room for it, the caller waits for the writing.
+    room = hardware.free_memory(torch.device("cpu")) > 10 * size
+    weights = _weights(model, dtype, {p.data_ptr() for p in trained.values()} if room else set())
+    return Snapshot(asdict(state), model, dtype, weights, _copied(trees) if room else trees, room)
+
+
+def write(run: Path, taken: Snapshot, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Writes ``checkpoint-<step>`` into the run's folder; called in the main process.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    final = run / name(state.step)
+    final = run / name(taken.state["step"])
     partial = run / f".{final.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _save_model(model, dtype, tokenizer, partial)
+        _save_model(taken, tokenizer, partial)
         shutil.copy(run / "args.json", partial / "args.json")
-        if not weights_only:
-            save_tree(
-                {"optimizer": optimizer_state(optimizer), "schedule": _plain(schedule.state_dict()), "scaler": scaler},
-                partial / "optimizer.safetensors",
-            )
-            save_tree(random_states, partial / "random.safetensors")
-            if not _is_adapter(model) and dtype != torch.float32:
-                trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-                save_tree(trained, partial / "weights.safetensors")
-        (partial / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        for tree, content in taken.trees.items():
+            save_tree(content, partial / f"{tree}.safetensors")
+        (partial / STATE).write_text(json.dumps(taken.state, indent=1), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     except (OSError, SafetensorError) as error:
@@ -137,7 +167,7 @@ def load(
             scaler.load_state_dict(saved["scaler"])
         if (folder / "weights.safetensors").exists():
             model.load_state_dict(load_tree(folder / "weights.safetensors"), strict=False)
-        _set_random_state(load_tree(folder / "random.safetensors")[process])
+        set_random_state(load_tree(folder / "random.safetensors")[process])
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be resumed from: {error}", "Take an earlier checkpoint.") from error
     return as_state(raw)
@@ -235,18 +265,38 @@ def _is_adapter(model: torch.nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def _save_model(model: Any, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    if _is_adapter(model):
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all of it still to be filled in
-        return
-    converted: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor, which is saved once
+def _weights(model: torch.nn.Module, dtype: torch.dtype, copied: Collection[int]) -> dict[str, torch.Tensor]:
+    """The model's state: an adapter's as it is, a whole model's in ``dtype``; a copy of the tensors at ``copied``."""
+    made: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor, which is saved once
     weights = {}
     for key, value in model.state_dict().items():
-        weights[key] = converted.setdefault(value.data_ptr(), value.to(dtype))
-    model.save_pretrained(folder, state_dict=weights)
+        address = value.data_ptr()
+        if address not in made:
+            wanted = value.dtype if _is_adapter(model) else dtype
+            made[address] = value.to("cpu", wanted, copy=True) if address in copied else value.to(wanted)
+        weights[key] = made[address]
+    return weights
+
+
+def _copied(node: Any) -> Any:
+    """A tree with its tensors copied into main memory."""
+    if isinstance(node, torch.Tensor):
+        return node.detach().to("cpu", copy=True)
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(map(_copied, node))
+    return node
+
+
+def _save_model(taken: Snapshot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    taken.model.save_pretrained(folder, state_dict=taken.weights)
+    if _is_adapter(taken.model):
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all of it still to be filled in
+        return
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = str(dtype).removeprefix("torch.")  # Transformers writes the dtype of the weights in memory
+    # Transformers writes the dtype of the weights in memory.
+    config["dtype"] = str(taken.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
@@ -258,7 +308,7 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """The states of all random generators of this process."""
     version, words, gauss = random.getstate()
     legacy = np.random.get_state(legacy=True)
@@ -276,11 +326,12 @@ def random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
     """Those of all processes, in their order, for the one that writes."""
     from accelerate.utils import gather_object
 
-    own = [_random_state()]
+    own = [random_state()]
     return gather_object(own) if accelerator.num_processes > 1 else own
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts back what ``random_state`` gave."""
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

@@ -8,8 +8,10 @@ import torch
 
 from swiftune.runtime.stop import StopRequest
 from swiftune.train.feed import RowStore
+from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
-from swiftune.train.plan import plan_step
+from swiftune.train.plan import Layout
+from swiftune.types import Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,28 +22,37 @@ WINDOW = 1024
 
 @torch.no_grad()
 def evaluate(
-    objective: torch.nn.Module, store: RowStore, *, budget: int, accelerator: Accelerator, stop: StopRequest
+    objective: torch.nn.Module, store: RowStore, *, layout: Layout, accelerator: Accelerator, stop: StopRequest
 ) -> dict[str, float] | None:
     """``eval_loss`` (nats per supervised token) and ``eval_acc`` over all rows and processes.
 
     Returns:
         ``None`` where the evaluation was cut short.
+
+    Raises:
+        OutOfMemoryError: a row does not fit into the memory.
     """
     was_training = objective.training
     objective.eval()
     double = torch.float32 if accelerator.device.type == "mps" else torch.float64
     sums = torch.zeros(3, dtype=double)  # loss, right predictions, supervised tokens
+
+    def compute(batches: list[list[Row]]) -> torch.Tensor | None:
+        sums = torch.zeros(3, dtype=double)
+        for rows in batches:
+            if stop and accelerator.num_processes == 1:
+                return None
+            loss, correct = objective(pack(rows, accelerator.device))
+            sums += torch.tensor([loss.item(), correct.item(), sum(row.supervised for row in rows)])
+        return sums
+
     try:
         for start in range(0, len(store), WINDOW):
-            indices = range(start, min(start + WINDOW, len(store)))
-            lengths = [int(store.lengths[i]) for i in indices]
-            plan = plan_step(lengths, budget=budget, processes=accelerator.num_processes)
-            for positions in plan[accelerator.process_index]:
-                if stop and accelerator.num_processes == 1:
-                    return None
-                rows = [store[indices[i]] for i in positions]
-                loss, correct = objective(pack(rows, accelerator.device))
-                sums += torch.tensor([loss.item(), correct.item(), sum(row.supervised for row in rows)])
+            rows = [store[i] for i in range(start, min(start + WINDOW, len(store)))]
+            found = within_memory(compute, rows, layout, accelerator)
+            if found is None:
+                return None
+            sums += found
     finally:
         objective.train(was_training)
     loss, correct, count = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from swiftune.types import Row
-
-
-@dataclass(frozen=True)
-class StepRows:
-    """The rows of one step: their lengths at once, the rows themselves when they are needed."""
-
-    lengths: list[int]
-    read: Callable[[int], Row]
 
 
 class RowStore(Protocol):
@@ -40,8 +31,8 @@ class Feed(Protocol):
         """Epochs done after ``step`` steps."""
         ...
 
-    def take(self, step: int) -> StepRows:
-        """The rows of step number ``step`` (from 0). A streaming feed only goes forward."""
+    def take(self, step: int) -> list[Row]:
+        """The rows of step number ``step`` (from 0), for all processes. A streaming feed only goes forward."""
         ...
 
 
@@ -68,13 +59,13 @@ class EpochFeed:
         whole, part = divmod(step, self.steps_per_epoch)
         return whole + min(1.0, part * self.rows_per_step / len(self.store))
 
-    def take(self, step: int) -> StepRows:
+    def take(self, step: int) -> list[Row]:
         """The rows of step number ``step``."""
         epoch, part = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._epoch_order(epoch))
         chosen = self._order[1][part * self.rows_per_step : (part + 1) * self.rows_per_step]
-        return StepRows([int(self.store.lengths[i]) for i in chosen], lambda k: self.store[int(chosen[k])])
+        return [self.store[int(i)] for i in chosen]
 
     def _epoch_order(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
@@ -97,12 +88,11 @@ class StreamFeed:
         """The length of an epoch is not known; the share of the run that is done."""
         return step / self.steps
 
-    def take(self, step: int) -> StepRows:
+    def take(self, step: int) -> list[Row]:
         """The rows of step number ``step``; what lies before it and was not taken is skipped."""
         while self._next < step:
             self._read()
-        rows = self._read()
-        return StepRows([len(row.ids_T) for row in rows], rows.__getitem__)
+        return self._read()
 
     def _read(self) -> list[Row]:
         self._next += 1

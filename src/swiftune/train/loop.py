@@ -6,26 +6,29 @@ log, evaluate and save when it is time. One loop serves every objective.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from swiftune.config import SftArguments
-from swiftune.errors import CheckpointError, Interrupted, RunError
+from swiftune.errors import CheckpointError, Interrupted, OutOfMemoryError, RunError
 from swiftune.runtime import hardware
 from swiftune.runtime.console import warn
 from swiftune.runtime.stop import StopRequest
 from swiftune.train import checkpoint, plots
+from swiftune.train.background import Background
 from swiftune.train.checkpoint import TrainerState
 from swiftune.train.feed import Feed
+from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
-from swiftune.train.plan import plan_step
+from swiftune.train.plan import Layout
 from swiftune.train.run_log import RunLog, clock
+from swiftune.types import Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,6 +44,8 @@ class Window:
         self.began = time.perf_counter()
         self.sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
         self.supervised = self.tokens = self.steps = 0
+        self.grad_norm: Any = 0.0
+        """Of the last step, before clipping."""
 
 
 class Trainer:
@@ -49,7 +54,7 @@ class Trainer:
     Args:
         objective: micro-batch to sums, prepared by ``accelerator``.
         model: what is saved (PEFT's wrapper, or the model).
-        budget: tokens in a micro-batch.
+        layout: how rows are laid out in micro-batches.
         dtype: in which a fully tuned model is saved.
         evaluate: the metrics (``eval_loss``, ...) of the moment; ``None`` without validation rows.
         run: the run's folder, ``args.json`` in it.
@@ -68,7 +73,7 @@ class Trainer:
         schedule: torch.optim.lr_scheduler.LRScheduler,
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
-        budget: int,
+        layout: Layout,
         dtype: torch.dtype,
         run: Path,
         state: TrainerState,
@@ -77,10 +82,11 @@ class Trainer:
     ) -> None:
         self.args, self.objective, self.model, self.feed = args, objective, model, feed
         self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
-        self.tokenizer, self.budget, self.dtype, self.run = tokenizer, budget, dtype, run
+        self.tokenizer, self.layout, self.dtype, self.run = tokenizer, layout, dtype, run
         self.evaluate, self.resume_from = evaluate, resume_from
-        self.state = state
+        self.state, self.saved_step = state, 0
         main = accelerator.is_main_process
+        self.background = Background()
         self.log = RunLog(run if main else None, feed.steps, accelerator.log)
 
     def train(self) -> TrainerState:
@@ -88,69 +94,101 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step has been written.
+            OutOfMemoryError: not even one row fits; a checkpoint of the last whole step has been written.
         """
-        with self.log, StopRequest() as stop:
+        with self.log, StopRequest() as stop, self.background:
             if self.resume_from is not None:
                 self._resume(self.resume_from)
             self.began = time.perf_counter() - self.state.elapsed
-            if self.args.eval_on_start and self.state.step == 0:
-                self._evaluate(stop)
-            window = Window(self.accelerator.device)
-            ended = self._stale()
-            while self.state.step < self.feed.steps and not ended:
-                grad_norm = self._step(window)
-                asked = self._asked(stop)
-                if self._log_due() or asked:
-                    self._log(window, grad_norm)
-                    window = Window(self.accelerator.device)
-                paused = time.perf_counter()
-                evaluated = self._due("eval") and self._evaluate(stop)
-                ended = self._stale() or asked or self._asked(stop)
-                if self._due("save") or ended:
-                    self._save(evaluated)
-                elif evaluated:
-                    self._draw()
-                window.began += time.perf_counter() - paused
-            if window.steps:
-                self._log(window, grad_norm)
+            try:
+                self._to_the_end(stop)
+            except OutOfMemoryError:
+                self._keep()
+                raise
+            self.background.wait()
+            self.accelerator.wait_for_everyone()
             if self._asked(stop):
                 raise self._interrupted(stop)
             self._summarise()
         return self.state
 
+    def _to_the_end(self, stop: StopRequest) -> None:
+        if self.args.eval_on_start and self.state.step == 0:
+            self._evaluate(stop)
+        window = self.window = Window(self.accelerator.device)
+        ended = self._stale()
+        while self.state.step < self.feed.steps and not ended:
+            self._step()
+            asked = self._asked(stop)
+            if self._log_due() or asked:
+                self._log()
+            paused = time.perf_counter()
+            evaluated = self._due("eval") and self._evaluate(stop)
+            ended = self._stale() or asked or self._asked(stop)
+            if self._due("save") or ended:
+                self._save(evaluated)
+            elif evaluated:
+                self._draw()
+            window.began += time.perf_counter() - paused
+        self._log()
+
     # -- a step --------------------------------------------------------------------------------------------------
 
-    def _step(self, window: Window) -> float:
-        """One optimizer step. Returns the norm of the gradient before clipping."""
-        acc = self.accelerator
-        step_rows = self.feed.take(self.state.step)
-        if not step_rows.lengths:
+    def _step(self) -> None:
+        """One optimizer step."""
+        acc, window = self.accelerator, self.window
+        rows = self.feed.take(self.state.step)
+        if not rows:
             raise RunError(
                 f"The data ended at step {self.state.step} of {self.feed.steps}.", "Set a lower --max_steps."
             )
-        plan = plan_step(step_rows.lengths, budget=self.budget, processes=acc.num_processes)[acc.process_index]
-        batches = [[step_rows.read(i) for i in positions] for positions in plan]
-        supervised = self._over_processes(sum(row.supervised for rows in batches for row in rows))
+        supervised, tokens = sum(row.supervised for row in rows), sum(len(row.ids_T) for row in rows)
+        random_state, budget = checkpoint.random_state(), self.layout.budget
+
+        def undo() -> None:
+            self.optimizer.zero_grad()
+            checkpoint.set_random_state(random_state)
+
         self.objective.train()
-        for number, rows in enumerate(batches, 1):
-            with contextlib.nullcontext() if number == len(batches) else acc.no_sync(self.objective):
-                sums = self.objective(pack(rows, acc.device))
-                # DDP averages over processes; the sum over all of them is divided by the step's tokens instead.
-                acc.backward(sums.loss * (acc.num_processes / max(supervised, 1)))
-            window.sums += torch.stack([sums.loss.detach(), sums.correct]).to(window.sums)
+        window.sums += within_memory(partial(self._gradient, supervised), rows, self.layout, acc, undo)
+        self._sum_gradients()
         limit = self.args.max_grad_norm or math.inf
-        grad_norm = float(acc.clip_grad_norm_(self.objective.parameters(), limit))
+        window.grad_norm = acc.clip_grad_norm_(self.objective.parameters(), limit)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.state.step += 1
-        self.state.rows += len(step_rows.lengths)
-        self.state.tokens += sum(step_rows.lengths)
+        self.state.rows += len(rows)
+        self.state.tokens += tokens
         window.supervised += supervised
-        window.tokens += sum(step_rows.lengths)
+        window.tokens += tokens
         window.steps += 1
         self.log.advance(self.state.step)
-        return grad_norm
+        if self.layout.budget != budget:
+            self._write({"max_tokens_per_batch": self.layout.budget})
+
+    def _gradient(self, supervised: int, batches: list[list[Row]]) -> torch.Tensor:
+        """Adds the gradient of this process's micro-batches to the parameters'. Returns its sums (loss, correct)."""
+        acc = self.accelerator
+        total = torch.zeros_like(self.window.sums)
+        with acc.no_sync(self.objective):
+            for rows in batches:
+                sums = self.objective(pack(rows, acc.device))
+                # DDP averages over processes; the sum over all of them is divided by the step's tokens instead.
+                acc.backward(sums.loss * (acc.num_processes / max(supervised, 1)))
+                total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
+        return total
+
+    def _sum_gradients(self) -> None:
+        """Adds up the gradients of all processes.
+
+        DDP does it in a backward pass. One that fails in a process leaves the others waiting in it, so it is a pass of
+        its own, which only adds zero to every gradient, once all processes are known to have theirs.
+        """
+        if self.accelerator.num_processes > 1:
+            with self.accelerator.trigger_sync_in_backward(self.objective):
+                trained = [p for p in self.objective.parameters() if p.requires_grad]
+                self.accelerator.backward(0 * torch.stack([p.sum() for p in trained]).sum())
 
     def _over_processes(self, count: int) -> int:
         if self.accelerator.num_processes == 1:
@@ -178,8 +216,11 @@ class Trainer:
         first = step == 1 and self.args.logging_first_step
         return first or step == self.feed.steps or step % self.args.logging_steps == 0
 
-    def _log(self, window: Window, grad_norm: float) -> None:
-        """Logs the means of a window of steps."""
+    def _log(self) -> None:
+        """Logs the means of the steps since the last logged one, if there are any, and begins a new window."""
+        window, self.window = self.window, Window(self.accelerator.device)
+        if not window.steps:
+            return
         loss, correct = self.accelerator.reduce(window.sums, "sum").tolist()
         seconds = time.perf_counter() - window.began
         self.state.loss_sum += loss
@@ -187,7 +228,7 @@ class Trainer:
         record = {
             "loss": loss / max(window.supervised, 1),
             "acc": correct / max(window.supervised, 1),
-            "grad_norm": grad_norm,
+            "grad_norm": float(window.grad_norm),
             "learning_rate": self.schedule.get_last_lr()[0],
             "train_speed(iter/s)": window.steps / seconds,
             "tokens/s": window.tokens / seconds,
@@ -246,33 +287,44 @@ class Trainer:
 
     def _save(self, evaluated: bool) -> None:
         """Writes a checkpoint. It can become the best one only if it was ``evaluated``."""
-        acc, state = self.accelerator, self.state
-        state.elapsed = time.perf_counter() - self.began
+        acc, state, self.saved_step = self.accelerator, self.state, self.state.step
+        state.elapsed, state.budget = time.perf_counter() - self.began, self.layout.budget
         if evaluated and self._better(state.saved_best):
             state.saved_best, state.best_step = self._metric(), state.step
         random_states = checkpoint.random_states(acc)
         if acc.is_main_process:
-            checkpoint.save(
-                self.run,
+            self.background.wait()  # two copies at once would take twice the memory
+            taken = checkpoint.snapshot(
                 state,
                 model=self.model,
                 dtype=self.dtype,
-                tokenizer=self.tokenizer,
                 optimizer=self.optimizer,
                 schedule=self.schedule,
                 scaler=acc.scaler.state_dict() if acc.scaler is not None else None,
                 random_states=random_states,
                 weights_only=self.args.save_only_model,
             )
-            if state.best_step == state.step:
-                checkpoint.point_best(self.run, state.step)
-            checkpoint.rotate(self.run, self.args.save_total_limit, keep=(state.best_step, state.step))
-            self._draw()
+            self.background.start(partial(self._write_checkpoint, taken, state.step, state.best_step))
+            if not taken.copied:
+                self.background.wait()
         acc.wait_for_everyone()
+
+    def _write_checkpoint(self, taken: checkpoint.Snapshot, step: int, best: int | None) -> None:
+        checkpoint.write(self.run, taken, self.tokenizer)
+        if best == step:
+            checkpoint.point_best(self.run, step)
+        checkpoint.rotate(self.run, self.args.save_total_limit, keep=(best, step))
+        plots.draw(self.run)
+
+    def _keep(self) -> None:
+        """Saves what has been trained, if it is not."""
+        if self.state.step != self.saved_step:
+            self._log()
+            self._save(evaluated=False)
 
     def _draw(self) -> None:
         if self.accelerator.is_main_process:
-            plots.draw(self.run)
+            self.background.start(partial(plots.draw, self.run))
 
     def _resume(self, folder: Path) -> None:
         checkpoint.refuse_another_run(folder, self.state)
@@ -290,9 +342,10 @@ class Trainer:
                 f"{self.feed.steps} steps: nothing is left to do.",
                 "Set a higher --num_train_epochs or --max_steps.",
             )
+        self.saved_step = self.state.step
         self.log.go_on_from(self.state.step)
         if not self.args.max_tokens_per_batch:
-            self.budget = self.state.budget or self.budget
+            self.layout.budget = self.state.budget or self.layout.budget
 
     def _summarise(self) -> None:
         """The last line of the log: the totals, under the Trainer's usual names."""

@@ -15,6 +15,7 @@ import torch
 from swiftune.errors import ModelError
 from swiftune.losses.cross_entropy import linear_cross_entropy
 from swiftune.models import attention, head
+from swiftune.models.norms import speed_up_norms
 from swiftune.types import IGNORE, MicroBatch
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class SupervisedObjective(torch.nn.Module):
         self._check_packing()
         if self.flash:
             self.causal_lm.set_attn_implementation(self._own_attention)
+        if self.causal_lm.device.type == "cpu":
+            speed_up_norms(self.causal_lm)
 
     @torch.no_grad()
     def _check_packing(self) -> None:
@@ -118,7 +121,11 @@ class SupervisedObjective(torch.nn.Module):
         supervised_T = batch.labels_1T[0] != IGNORE
         return Sums(
             *linear_cross_entropy(
-                hidden_TD[supervised_T], batch.labels_1T[0][supervised_T], self.head, self.head.trainable()
+                hidden_TD[supervised_T],
+                batch.labels_1T[0][supervised_T],
+                self.head,
+                self.head.trainable(),
+                self.causal_lm.config.get_text_config().vocab_size,
             )
         )
 

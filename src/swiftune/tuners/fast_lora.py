@@ -1,9 +1,11 @@
 """Plain LoRA layers with a forward and a backward of their own: fewer passes over memory than the layer by layer graph.
 
-Per layer, with s = scaling / (1 - p) and m the dropout mask (LoRA, arXiv:2106.09685, section 4.1):
+Layers that are given the same input (q, k, v; gate, up) are one function: the input is kept once, and its gradient is
+summed where it is made. Per layer, with s = scaling / (1 - p) and m the layer's own dropout mask (LoRA,
+arXiv:2106.09685, section 4.1):
 
     h  = (m * x) Aᵀ        y  = x Wᵀ + b + s h Bᵀ
-    gh = s g B             dB = s gᵀ h        dA = ghᵀ (m * x)        dx = g W + m * (gh A)
+    gh = s g B             dB = s gᵀ h        dA = ghᵀ (m * x)        dx = Σ g W + m * (gh A)
 
 Everything else that PEFT offers (DoRA, several adapters, quantized bases, ...) keeps PEFT's own path.
 
@@ -12,20 +14,29 @@ Shapes: T tokens, D inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
 
-def speed_up(model: torch.nn.Module) -> int:
-    """Gives every plain LoRA layer of ``model`` the fast path, in place. Returns how many there are."""
+def speed_up(model: torch.nn.Module, trial: Callable[[], object] | None = None) -> int:
+    """Gives every plain LoRA layer of ``model`` the fast path, in place. Returns how many there are.
+
+    Args:
+        model: with PEFT's layers inside.
+        trial: runs the model once, which shows the layers that are given the same input; by default on a few tokens.
+    """
     from peft.tuners.lora import Linear
 
     plain = [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
-    for module in plain:
-        module.forward = _fast(module, module.forward)
+    for group in _sharing_an_input(model, plain, trial or (lambda: _try_out(model))):
+        shared = _Shared([_Layer(module) for module in group])
+        for index, module in enumerate(group):
+            module.forward = _fast(shared, index, module.forward)
     return len(plain)
 
 
@@ -42,70 +53,190 @@ def _is_plain(module: Any) -> bool:
     )
 
 
-def _fast(module: Any, slow: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    (adapter,) = module.active_adapters
-    base, a, b = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
-    dropout = getattr(module.lora_dropout[adapter], "p", 0.0)
+@torch.no_grad()
+def _sharing_an_input(model: torch.nn.Module, layers: list[Any], trial: Callable[[], object]) -> list[list[Any]]:
+    """The layers in groups; within one they are called one after the other on the very same tensor."""
+    calls: list[tuple[Any, torch.Tensor]] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0]))) for layer in layers]
+    was_training = model.training
+    model.eval()
+    try:
+        trial()
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if sorted(id(layer) for layer, _ in calls) != sorted(map(id, layers)):
+        return [[layer] for layer in layers]  # some are called twice, or not at all
+    groups: list[list[Any]] = []
+    last = None
+    for layer, x in calls:
+        if x is last:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+        last = x
+    return groups
 
+
+def _try_out(model: torch.nn.Module) -> None:
+    parameter = next(model.parameters())
+    half = parameter.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(parameter.device.type, parameter.dtype if half else torch.bfloat16, enabled=half):
+        model(input_ids=torch.arange(4, device=parameter.device)[None], use_cache=False)
+
+
+class _Layer:
+    """What the function needs of one LoRA layer."""
+
+    def __init__(self, module: Any) -> None:
+        (self.adapter,) = module.active_adapters
+        self.module = module
+        self.base = module.base_layer
+        self.a, self.b = module.lora_A[self.adapter], module.lora_B[self.adapter]
+        self.dropout = getattr(module.lora_dropout[self.adapter], "p", 0.0)
+        self._cast: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def fast(self) -> bool:
+        """Whether the layer is still what it was."""
+        module = self.module
+        return not module.disable_adapters and not module.merged and module.active_adapters == [self.adapter]
+
+    def adapters(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B in ``dtype``: converted once a step, not once a micro-batch."""
+        a_RD, b_OR = self.a.weight, self.b.weight
+        state = (dtype, a_RD._version, b_OR._version, a_RD.data_ptr(), b_OR.data_ptr())
+        if self._cast is None or self._cast[0] != state:
+            self._cast = state, (a_RD.detach().to(dtype), b_OR.detach().to(dtype))
+        return self._cast[1]
+
+
+@dataclass
+class _Shared:
+    """Layers with the same input, and the outputs of those that are still to be called."""
+
+    layers: list[_Layer]
+    x: torch.Tensor | None = None
+    waiting: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """The output of layer ``index``. The first one's call computes that of all."""
+        if x is self.x and index in self.waiting:
+            output = self.waiting.pop(index)
+            if not self.waiting:
+                self.x = None
+            return output
+        if index or not all(layer.fast() for layer in self.layers):
+            return _apply(x, [self.layers[index]])[0]
+        first, *others = _apply(x, self.layers)
+        self.waiting = dict(enumerate(others, 1))
+        self.x = x if others else None
+        return first
+
+
+def _fast(shared: _Shared, index: int, slow: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if module.disable_adapters or module.merged or module.active_adapters != [adapter] or args or kwargs:
+        if args or kwargs or not shared.layers[index].fast():
             return slow(x, *args, **kwargs)
-        p = dropout if module.training else 0.0
-        scaling = module.scaling[adapter]
-        x = x.to(base.weight.dtype)  # float32 where the embeddings are trained, too
-        return _LoraLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scaling, p)  # type: ignore[no-any-return,no-untyped-call]
+        return shared.output(index, x)
 
     return forward
 
 
+def _apply(x: torch.Tensor, layers: list[_Layer]) -> tuple[torch.Tensor, ...]:
+    x = x.to(layers[0].base.weight.dtype)  # float32 where the embeddings are trained, too
+    settings = []
+    tensors: list[torch.Tensor | None] = []
+    for layer in layers:
+        p = layer.dropout if layer.module.training else 0.0
+        settings.append((layer.module.scaling[layer.adapter] / (1 - p), p))
+        tensors += [layer.a.weight, layer.b.weight, layer.base.weight, layer.base.bias, *layer.adapters(x.dtype)]
+    return _LoraLinear.apply(x, settings, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class _LoraLinear(torch.autograd.Function):
+    """Six tensors a layer: A and B, which gradients are for, then W, b, and A and B in the dtype of the input."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight_OD: torch.Tensor,
-        bias_O: torch.Tensor | None,
-        a_RD: torch.Tensor,
-        b_OR: torch.Tensor,
-        scaling: float,
-        p: float,
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, settings: list[tuple[float, float]], *tensors: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
         x_TD = x.reshape(-1, x.shape[-1])
-        scaling = scaling / (1 - p)
-        keep_TD = _keep(x_TD, p) if p else None
-        dropped_TD = x_TD if keep_TD is None else x_TD * keep_TD
-        y_TO = linear(x_TD, weight_OD, bias_O)
-        h_TR = linear(dropped_TD, a_RD.to(x.dtype))
-        y_TO.addmm_(h_TR, b_OR.to(x.dtype).t(), alpha=scaling)
-        ctx.save_for_backward(x_TD, weight_OD, a_RD, b_OR, h_TR, keep_TD)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return y_TO.view(*x.shape[:-1], -1)
+        outputs: list[torch.Tensor] = []
+        kept: list[torch.Tensor | None] = [x_TD]
+        for (scaling, p), (_, _, weight_OD, bias_O, a_RD, b_OR) in zip(settings, _by_layer(tensors), strict=True):
+            dropped = _draw(x_TD, p) if p else None
+            y_TO = linear(x_TD, weight_OD, bias_O)
+            h_TR = linear(_without(x_TD, dropped), a_RD)
+            y_TO.addmm_(h_TR, b_OR.t(), alpha=scaling)
+            outputs.append(y_TO.view(*x.shape[:-1], -1))
+            kept += [weight_OD, a_RD, b_OR, h_TR, dropped]
+        ctx.save_for_backward(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.scalings, ctx.shape = [scaling for scaling, _ in settings], x.shape
+        ctx.dtype = next(a_RD.dtype for a_RD, *_ in _by_layer(tensors))
+        return tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_TD, weight_OD, a_RD, b_OR, h_TR, keep_TD = ctx.saved_tensors
-        g_TO = grad.reshape(-1, grad.shape[-1])
-        gh_TR = (g_TO @ b_OR.to(g_TO.dtype)).mul_(ctx.scaling)
-        dropped_TD = x_TD if keep_TD is None else x_TD * keep_TD
-        grad_a_RD = (gh_TR.t() @ dropped_TD).to(a_RD.dtype)
-        grad_b_OR = (g_TO.t() @ h_TR).to(b_OR.dtype).mul_(ctx.scaling)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = g_TO @ weight_OD
-            if keep_TD is None:
-                grad_x.addmm_(gh_TR, a_RD.to(g_TO.dtype))
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x_TD, *kept = ctx.saved_tensors
+        grad_x_TD: torch.Tensor | None = None
+        result: list[torch.Tensor | None] = []
+        for index, (grad, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
+            if grad is None:
+                result += [None] * 6
+                continue
+            weight_OD, a_RD, b_OR, h_TR, dropped = kept[5 * index : 5 * index + 5]
+            g_TO = grad.reshape(-1, grad.shape[-1])
+            gh_TR = (g_TO @ b_OR).mul_(scaling)
+            grad_a_RD = gh_TR.t() @ _without(x_TD, dropped)
+            grad_b_OR = (g_TO.t() @ h_TR).to(ctx.dtype).mul_(scaling)
+            result += [grad_a_RD.to(ctx.dtype), grad_b_OR, None, None, None, None]
+            if not ctx.needs_input_grad[0]:
+                continue
+            grad_x_TD = g_TO @ weight_OD if grad_x_TD is None else grad_x_TD.addmm_(g_TO, weight_OD)
+            if dropped is None:
+                grad_x_TD.addmm_(gh_TR, a_RD)
             else:
-                grad_x.addcmul_(gh_TR @ a_RD.to(g_TO.dtype), keep_TD)
-            grad_x = grad_x.view(ctx.shape)
-        return grad_x, None, None, grad_a_RD, grad_b_OR, None, None
+                grad_x_TD.add_(_drop_(gh_TR @ a_RD, dropped))
+        return None if grad_x_TD is None else grad_x_TD.view(ctx.shape), None, *result
 
 
-def _keep(like_TD: torch.Tensor, p: float) -> torch.Tensor:
-    """1 where an input is kept, 0 where it is dropped, in the dtype of ``like_TD``.
+def _by_layer(tensors: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    return [tensors[start : start + 6] for start in range(0, len(tensors), 6)]
 
-    A draw of 64 bits decides on four values, each to within 2⁻¹⁶ of its probability: on a CPU the draws are serial.
+
+# -- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def _draw(like_TD: torch.Tensor, p: float) -> torch.Tensor:
+    """Which values are dropped, each with probability ``p``: a mask, or on a CPU their places in memory.
+
+    On a CPU random numbers are drawn one by one, so the gaps between dropped values are drawn: geometrically
+    distributed, one for each dropped value and not one for each value.
     """
     count = like_TD.numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=like_TD.device).random_(-(2**63), None)
-    threshold = round(p * 2**16) - 2**15
-    return (bits.view(torch.int16)[:count] >= threshold).view_as(like_TD).to(like_TD.dtype)
+    if like_TD.device.type != "cpu":
+        return torch.rand_like(like_TD, dtype=torch.float32) < p
+    places: list[torch.Tensor] = []
+    last = -1
+    while last < count:
+        size = int((count - last) * p + 6 * math.sqrt((count - last) * p)) + 16
+        uniform = torch.rand(size, dtype=torch.float32).neg_().add_(1.0)  # in (0, 1]
+        gaps = uniform.log_().mul_(1 / math.log1p(-p)).to(torch.int64).add_(1)
+        places.append(gaps.cumsum_(0).add_(last))
+        last = int(places[-1][-1])
+    flat = torch.cat(places) if len(places) > 1 else places[0]
+    return flat[: int(torch.searchsorted(flat, count))]
+
+
+def _without(x_TD: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
+    return x_TD if dropped is None else _drop_(x_TD.clone(), dropped)
+
+
+def _drop_(x_TD: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+    """Sets the dropped values of a contiguous tensor to zero, in place."""
+    if dropped.dtype == torch.bool:
+        return x_TD.masked_fill_(dropped, 0.0)
+    x_TD.view(-1).index_fill_(0, dropped, 0.0)
+    return x_TD
