@@ -44,7 +44,7 @@ def ours(hidden_TD: torch.Tensor, labels_T: torch.Tensor, weight_VD: torch.Tenso
     """Loss and gradient on supervised positions, in blocks."""
     leaf = hidden_TD.detach().requires_grad_()
     chosen = labels_T != IGNORE
-    loss, _ = linear_cross_entropy(leaf[chosen], labels_T[chosen], lambda h: h @ weight_VD.t(), [])
+    loss, _ = linear_cross_entropy(leaf[chosen], labels_T[chosen], lambda h: h @ weight_VD.t(), [], len(weight_VD))
     loss.backward()
     return loss.item(), leaf.grad
 

@@ -58,8 +58,7 @@ def train_plainly(args: SftArguments, opened: Any, feed: Any) -> Any:
     warmup = int(np.ceil(feed.steps * args.warmup_ratio))
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, feed.steps)
     for number in range(feed.steps):
-        step = feed.take(number)
-        rows = [step.read(i) for i in range(len(step.lengths))]
+        rows = feed.take(number)
         supervised = sum(row.supervised for row in rows)
         for row in rows:
             (loss_sum(model, row) / supervised).backward()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import attention, lora_layers, loss, measure, quality, startup, training
+from benchmarks import attention, lora_layers, loss, measure, quality, startup, tokenizing, training
 
 from tests.recipes.chats import chats
 
@@ -95,3 +95,13 @@ def test_training_is_timed_on_the_same_rows(tiny_qwen2: Path) -> None:
     assert row["times one by one"] == pytest.approx(row["ours"] / row["one by one"])
     assert row["times padded"] == pytest.approx(row["ours"] / row["padded"])
     assert 0 < row["MFU"] < 1
+
+
+@pytest.mark.slow
+def test_tokenizing_is_timed_on_the_rows_it_names(tiny_qwen2: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(tokenizing.made_up(5)))
+    (row,) = tokenizing.run([12], data, str(tiny_qwen2)).rows
+    assert row["rows"] == 12
+    assert row["times plain"] == pytest.approx(row["tokenize rows/s"] / row["plain rows/s"])
+    assert row["both rows/s"] < row["tokenize rows/s"]

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import varlen
 
+from swiftune.models import attention
 from swiftune.train.objective import SupervisedObjective
 from swiftune.train.pack import pack
 from tests.train.rows import plain_loss, random_rows
@@ -60,3 +63,27 @@ def test_loss_and_gradient_equal_eager_attention_row_by_row(family: str) -> None
     torch.testing.assert_close(loss, expected)
     for (name, p), (_, q) in zip(plain.named_parameters(), ours.named_parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_on_a_gpu_pytorchs_varlen_attention_is_given_what_it_asks_for(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Without a GPU, on tensors that have shapes only: the call is one that PyTorch takes, forward and backward."""
+    monkeypatch.setattr(attention, "_has_varlen", lambda *_: True)
+    given: list[dict[str, Any]] = []
+    kernel = varlen.varlen_attn
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *args, **kw: (given.append(kw), kernel(*args, **kw))[1])
+    with FakeTensorMode():
+        q, k, v = (
+            torch.empty(1, heads, 12, 16, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+            for heads in (4, 2, 2)
+        )
+        out, _ = attention.packed_attention(
+            torch.nn.Module(), q, k, v, None, cu_seqlens=[0, 7, 12], scaling=0.3, sliding_window=window
+        )
+        assert out.shape == (1, 12, 4, 16)
+        out.sum().backward()
+        assert [x.grad.shape for x in (q, k, v)] == [x.shape for x in (q, k, v)]  # type: ignore[union-attr]
+    # A query sees itself and window - 1 tokens before it, and none after it.
+    assert given == [{"scale": 0.3, "window_size": (-1 if window is None else window - 1, 0), "enable_gqa": True}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,28 @@ def test_only_plain_layers_are_touched_and_adapters_can_still_be_switched_off(ti
     torch.testing.assert_close(model(ids).logits, expected)
     with model.disable_adapter():
         torch.testing.assert_close(model(ids).logits, load_model(tiny_qwen2, dtype=torch.float32).eval()(ids).logits)
+
+
+def test_what_a_broken_off_pass_has_left_is_let_go_by_the_next(tiny_qwen2: Path) -> None:
+    """Memory ran out between q and k, say: k's and v's outputs hold the whole graph before them."""
+    model = attach_lora(load_model(tiny_qwen2, dtype=torch.float32), SftArguments(lora_dropout=0.0)).train()
+    speed_up(model)
+    last = model.get_base_model().model.layers[-1].self_attn
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    hook = last.k_proj.register_forward_pre_hook(fail)
+    ids = torch.arange(3, 9)[None]
+    alive = weakref.WeakSet[torch.Tensor]()
+    first = model.get_base_model().model.layers[0].mlp
+    watching = first.register_forward_hook(lambda module, args, output: alive.add(output))
+    with pytest.raises(MemoryError):
+        model(input_ids=ids, use_cache=False)
+    hook.remove()
+    watching.remove()
+    seen: list[int] = []
+    hook = first.register_forward_pre_hook(lambda module, args: seen.append(len(alive)))
+    model(input_ids=ids, use_cache=False)
+    hook.remove()
+    assert seen == [0]

@@ -100,7 +100,6 @@ UNNEEDED: Mapping[str, str] = {
     "safe_serialization": "weights are always written as safetensors",
     "template_backend": "the tokenizer's own template is always used",
     "use_cpu": "a CPU is used where there is no GPU, or where CUDA_VISIBLE_DEVICES is empty",
-    "use_liger_kernel": "output head and loss are always computed together",
     "use_logits_to_keep": "logits are computed for learned tokens only",
     "write_batch_size": "answers are written as they come",
 }
@@ -181,7 +180,6 @@ NOT_BUILT: Mapping[str, str] = {
     "target_parameters": "",
     "task_type": "",
     "top_logprobs": "",
-    "torch_compile": "",
     "tuner_backend": "",
     "use_chat_template": "`swift pt` trains on raw text",
     "use_flash_ckpt": "",

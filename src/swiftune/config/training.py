@@ -199,6 +199,11 @@ class HardwareArguments(Arguments):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower.
     `auto`: only where the memory asks for it, in as few layers as it takes."""
+    use_liger_kernel: bool = False
+    """On a GPU: Liger's kernels for norms, rotary embedding and the feed-forward's activation, where it knows the
+    model (needs `liger-kernel`). Head and loss are always computed together."""
+    torch_compile: bool = False
+    """On a GPU: compile the decoder layers with `torch.compile`."""
     full_determinism: bool = False
     """Use deterministic algorithms only, at some cost in speed."""
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = unset("nccl on GPUs, else gloo")

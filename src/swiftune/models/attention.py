@@ -3,14 +3,15 @@
 Registered with Transformers' attention interface, so it serves every model that uses that interface. Transformers
 builds no mask for an implementation that it has no mask function for, so a T x T mask never exists.
 
-On a CPU plain causal attention is done in blocks of our own (``blocked_attention``); what that does not know, and other
-devices, take PyTorch's kernels, one sequence at a time.
+Plain causal attention is done in blocks of our own on a CPU (``blocked_attention``), and by PyTorch's flash attention
+for sequences of any lengths on a GPU; what those do not know takes PyTorch's kernels, one sequence at a time.
 
 Shapes: B batch (always 1 here), H query heads, K key/value heads, T tokens of all sequences, D head size.
 """
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import Any
 
@@ -58,6 +59,9 @@ def packed_attention(
         # With float32 weights under autocast the rotated queries and keys are in float32, the values are not.
         q, k, v = (x[0].to(value_BKTD.dtype) for x in (query_BHTD, key_BKTD, value_BKTD))
         return blocked_attention(q, k, v, bounds, scale)[None], None
+    if softcap is None and not dropout and _has_varlen(query_BHTD.device, value_BKTD.dtype):
+        q, k, v = (x[0].transpose(0, 1).to(value_BKTD.dtype) for x in (query_BHTD, key_BKTD, value_BKTD))
+        return _varlen(q, k, v, tuple(bounds), scaling, window)[None], None
     outputs = []
     # ``split``, not slices: its backward is one concatenation, that of a slice a tensor of zeros for every sequence.
     for q, k, v in zip(*(torch.split(x, lengths, dim=2) for x in (query_BHTD, key_BKTD, value_BKTD)), strict=True):
@@ -71,6 +75,40 @@ def packed_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has its kernel for packed sequences here: in 16 bits, from NVIDIA's Ampere on."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
+        return False
+    parts = torch.__version__.split(".")
+    return (int(parts[0]), int(parts[1])) >= (2, 12) and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _varlen(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    bounds: tuple[int, ...],
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """``(T, H, D)``. No GPU has run this yet: its tests check shapes and gradients' shapes on fake tensors."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts = _starts(bounds, q_THD.device)
+    longest = max(end - start for start, end in pairwise(bounds))
+    back = -1 if window is None else window - 1
+    return varlen_attn(  # type: ignore[no-any-return]
+        q_THD, k_TKD, v_TKD, starts, starts, longest, longest, scale=scale, window_size=(back, 0), enable_gqa=True
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _starts(bounds: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """On the device, made once a micro-batch and not once a layer."""
+    return torch.tensor(bounds, dtype=torch.int32, device=device)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -108,6 +108,7 @@ def _trainer(
     resume_from: Path | None,
 ) -> Trainer:
     """The model with what is trained of it, the optimizer, and the loop around them."""
+    from swiftune.models import kernels
     from swiftune.recipes import run_record
     from swiftune.recipes.evaluation import Evaluator
     from swiftune.train import optim
@@ -125,6 +126,8 @@ def _trainer(
     )
     if accelerator.is_main_process:
         run_record.write(run, args, data, accelerator, budget=layout.budget)
+    if _has_kernels("torch_compile", args, accelerator.device):
+        kernels.compile_layers(model)
     optimizer = optim.build_optimizer(model, args)
     schedule = optim.build_schedule(optimizer, args, steps=data.feed.steps)
     with hushed("`broadcast_buffers` is deprecated"):  # the name that accelerate knows, and that torch 2.10 knows too
@@ -157,6 +160,7 @@ def _model(
     import torch
 
     from swiftune import tuners
+    from swiftune.models import kernels
     from swiftune.models.load import load_model
 
     full = args.train_type == "full"
@@ -170,6 +174,8 @@ def _model(
         device=device,
         trust_remote_code=args.trust_remote_code,
     )
+    if _has_kernels("use_liger_kernel", args, device):
+        kernels.use_liger(model)
     if full:
         tuners.choose_parameters(model, args)
         return model
@@ -177,6 +183,13 @@ def _model(
     tuned = tuners.load_adapter(model, adapter, trainable=True) if adapter else tuners.attach_lora(model, args)
     tuners.speed_up(tuned)
     return tuned
+
+
+def _has_kernels(flag: str, args: SftArguments, device: torch.device) -> bool:
+    """Whether kernels are asked for, and there is a GPU for them."""
+    if getattr(args, flag) and device.type == "cpu":
+        warn(f"--{flag} has no effect on a CPU.")
+    return bool(getattr(args, flag)) and device.type != "cpu"
 
 
 def _adapter(args: SftArguments, resume_from: Path | None) -> Path | None:

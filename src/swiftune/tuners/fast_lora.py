@@ -33,8 +33,9 @@ def speed_up(model: torch.nn.Module, trial: Callable[[], object] | None = None) 
     from peft.tuners.lora import Linear
 
     plain = [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
+    waiting = _Waiting()
     for group in _sharing_an_input(model, plain, trial or (lambda: _try_out(model))):
-        shared = _Shared([_Layer(module) for module in group])
+        shared = _Shared([_Layer(module) for module in group], waiting)
         for index, module in enumerate(group):
             module.forward = _fast(shared, index, module.forward)
     return len(plain)
@@ -112,25 +113,37 @@ class _Layer:
 
 
 @dataclass
+class _Waiting:
+    """Outputs that are computed for layers still to be called.
+
+    One for the whole model: what a pass that broke off has left is let go as soon as the next one begins.
+    """
+
+    x: torch.Tensor | None = None
+    of: dict[_Layer, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Shared:
-    """Layers with the same input, and the outputs of those that are still to be called."""
+    """Layers with the same input."""
 
     layers: list[_Layer]
-    x: torch.Tensor | None = None
-    waiting: dict[int, torch.Tensor] = field(default_factory=dict)
+    waiting: _Waiting
 
     def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The output of layer ``index``. The first one's call computes that of all."""
-        if x is self.x and index in self.waiting:
-            output = self.waiting.pop(index)
-            if not self.waiting:
-                self.x = None
+        waiting, layer = self.waiting, self.layers[index]
+        if x is waiting.x and layer in waiting.of:
+            output = waiting.of.pop(layer)
+            if not waiting.of:
+                waiting.x = None
             return output
+        waiting.x, waiting.of = None, {}
         if index or not all(layer.fast() for layer in self.layers):
-            return _apply(x, [self.layers[index]])[0]
+            return _apply(x, [layer])[0]
         first, *others = _apply(x, self.layers)
-        self.waiting = dict(enumerate(others, 1))
-        self.x = x if others else None
+        if others:
+            waiting.x, waiting.of = x, dict(zip(self.layers[1:], others, strict=True))
         return first
 
 
