@@ -32,7 +32,27 @@ COUNTS = (1_000, 10_000, 100_000)
 PLAIN = 1_000
 """Rows that plain Transformers is timed on."""
 FETCHED = 2_000
-SYLLABLES = "ka to mi ren sol ba ti on er ing the a st ly pro con de re ex ment".split()
+SYLLABLES = [
+    "ka",
+    "to",
+    "mi",
+    "ren",
+    "sol",
+    "ba",
+    "ti",
+    "on",
+    "er",
+    "ing",
+    "the",
+    "a",
+    "st",
+    "ly",
+    "pro",
+    "con",
+    "de",
+    "re",
+    "ment",
+]
 DISTINCT, REPEATED = "distinct", "1,000 repeated"
 
 
