@@ -100,9 +100,11 @@ def _varlen(
     starts = _starts(bounds, q_THD.device)
     longest = max(end - start for start, end in pairwise(bounds))
     back = -1 if window is None else window - 1
-    return varlen_attn(  # type: ignore[no-any-return]
+    out_THD = varlen_attn(
         q_THD, k_TKD, v_TKD, starts, starts, longest, longest, scale=scale, window_size=(back, 0), enable_gqa=True
     )
+    assert isinstance(out_THD, torch.Tensor)  # a pair only where more is asked for
+    return out_THD
 
 
 @functools.lru_cache(maxsize=1)

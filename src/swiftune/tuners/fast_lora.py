@@ -243,8 +243,18 @@ def _draw(like_TD: torch.Tensor, p: float) -> torch.Tensor:
     return flat[: int(torch.searchsorted(flat, count))]
 
 
+_scratch: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+"""Where the last input without its dropped values was: memory that is still in the processor's cache."""
+
+
 def _without(x_TD: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
-    return x_TD if dropped is None else _drop_(x_TD.clone(), dropped)
+    """``x_TD`` without what is dropped; until the next call, where it is a copy."""
+    if dropped is None:
+        return x_TD
+    kind, count = (x_TD.device, x_TD.dtype), x_TD.numel()
+    if kind not in _scratch or _scratch[kind].numel() < count:
+        _scratch[kind] = torch.empty(count, dtype=x_TD.dtype, device=x_TD.device)
+    return _drop_(_scratch[kind][:count].view_as(x_TD).copy_(x_TD), dropped)
 
 
 def _drop_(x_TD: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
