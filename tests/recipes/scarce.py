@@ -15,12 +15,20 @@ from swiftune.train.checkpoint import TrainerState
 from swiftune.train.loop import Trainer
 
 
+def multiply() -> None:
+    """What pictures are drawn with."""
+    np.ones((64, 64)) @ np.ones((64, 64))
+
+
 def train_with_little(mib: int) -> None:
     """Lets the trainer's process allocate no more than ``mib`` MiB from when it begins."""
-    np.ones((64, 64)) @ np.ones((64, 64))  # OpenBLAS takes its buffers, and ends the process where it cannot
     train = Trainer.train
 
     def limited(self: Trainer) -> TrainerState:
+        # OpenBLAS takes its buffers, one for each thread that multiplies, and ends the process where it cannot.
+        multiply()
+        self.background.start(multiply)
+        self.background.wait()
         most = psutil.Process().memory_info().vms + mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
         return train(self)
