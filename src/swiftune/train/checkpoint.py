@@ -4,18 +4,15 @@
       adapter_config.json, adapter_model.safetensors    LoRA: PEFT's own format
       config.json, model.safetensors, tokenizer ...     full tuning: a complete model folder
       args.json                                         the run's resolved arguments
-      trainer_state.json                                step, best metric, totals; written last
-      optimizer.safetensors, random.safetensors, weights.safetensors (full tuning that computes in 16 bits)
-
-A checkpoint is written under another name and renamed when it is whole.
+      trainer_state.json                                step, best metric, totals
+      optimizer.safetensors, processes.safetensors      and weights.safetensors (full tuning that computes in 16 bits)
+      complete.json                                     see checkpoint_folder: a checkpoint is whole, or it is none
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
 import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +25,7 @@ from safetensors import SafetensorError
 
 from swiftune.errors import CheckpointError, OutputError
 from swiftune.runtime import hardware
+from swiftune.train import checkpoint_folder
 from swiftune.train.optim import load_optimizer_state, optimizer_state
 from swiftune.train.tree_file import load_tree, save_tree
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STATE = "trainer_state.json"
-BEST = "checkpoint-best"
 
 
 @dataclass
@@ -56,6 +53,8 @@ class TrainerState:
     best_step: int | None = None
     stale_evaluations: int = 0
     """Evaluations in a row that were no better than the best."""
+    bad_steps: int = 0
+    """Steps in a row, up to the last one, that were not applied: a loss or gradient was not finite."""
     tokens: int = 0
     rows: int = 0
     loss_sum: float = 0.0
@@ -64,11 +63,6 @@ class TrainerState:
     """Seconds of training so far, those before a resume included."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation's."""
-
-
-def name(step: int) -> str:
-    """The folder's name."""
-    return f"checkpoint-{step}"
 
 
 @dataclass(frozen=True)
@@ -94,14 +88,14 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: dict[str, Any] | None,
-    random_states: list[dict[str, Any]],
+    processes: list[dict[str, Any]],
     weights_only: bool = False,
 ) -> Snapshot:
     """Copies what training changes, so that it can go on while the copy is written.
 
     Args:
         dtype: in which a fully tuned model's weights are saved.
-        random_states: of every process.
+        processes: what each process has of its own (``of_all_processes``).
         weights_only: leave out what only training needs.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -113,7 +107,7 @@ def snapshot(
                 "schedule": _plain(schedule.state_dict()),
                 "scaler": scaler,
             },
-            "random": random_states,
+            "processes": processes,
         }
         if not _is_adapter(model) and dtype != torch.float32:
             trees["weights"] = trained
@@ -128,20 +122,16 @@ def write(run: Path, taken: Snapshot, tokenizer: PreTrainedTokenizerBase) -> Pat
     """Writes ``checkpoint-<step>`` into the run's folder; called in the main process.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: it could not be written; what there was before is as it was.
     """
-    final = run / name(taken.state["step"])
-    partial = run / f".{final.name}.partial"
+    final = run / checkpoint_folder.name(taken.state["step"])
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _save_model(taken, tokenizer, partial)
-        shutil.copy(run / "args.json", partial / "args.json")
-        for tree, content in taken.trees.items():
-            save_tree(content, partial / f"{tree}.safetensors")
-        (partial / STATE).write_text(json.dumps(taken.state, indent=1), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with checkpoint_folder.new(run, taken.state["step"]) as folder:
+            _save_model(taken, tokenizer, folder)
+            shutil.copy(run / "args.json", folder / "args.json")
+            for tree, content in taken.trees.items():
+                save_tree(content, folder / f"{tree}.safetensors")
+            (folder / STATE).write_text(json.dumps(taken.state, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"The checkpoint {final} could not be written: {reason}.", "Is the disk full?") from error
@@ -156,8 +146,12 @@ def load(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: Any,
     process: int,
-) -> TrainerState:
-    """Puts everything back as it was when ``folder`` was written; adapters and models are loaded by their rooms."""
+) -> tuple[TrainerState, dict[str, Any]]:
+    """Puts everything back as it was when ``folder`` was written; adapters and models are loaded by their rooms.
+
+    Returns:
+        Where the run is, and what this process had of its own besides the random states.
+    """
     raw = read_state(folder)
     try:
         saved = load_tree(folder / "optimizer.safetensors")
@@ -167,10 +161,11 @@ def load(
             scaler.load_state_dict(saved["scaler"])
         if (folder / "weights.safetensors").exists():
             model.load_state_dict(load_tree(folder / "weights.safetensors"), strict=False)
-        set_random_state(load_tree(folder / "random.safetensors")[process])
+        own = load_tree(folder / "processes.safetensors")[process]
+        set_random_state(own.pop("random"))
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be resumed from: {error}", "Take an earlier checkpoint.") from error
-    return as_state(raw)
+    return as_state(raw), own
 
 
 def refuse_another_run(folder: Path, now: TrainerState) -> None:
@@ -199,66 +194,23 @@ def as_state(raw: dict[str, Any]) -> TrainerState:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """``trainer_state.json``, after a look at whether the folder is whole.
+    """``trainer_state.json`` of a checkpoint that has been verified.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it lacks what training needs to go on.
+        CheckpointError: it lacks what training needs to go on.
     """
     flag = f"--resume_from_checkpoint {folder}"
-    if not folder.is_dir():
-        raise CheckpointError(f"{flag}: there is no such folder.", "Name a checkpoint-... folder of a run, or `true`.")
-    for needed in (STATE, "args.json", "optimizer.safetensors", "random.safetensors"):
-        if not (folder / needed).exists():
-            raise CheckpointError(
-                f"{flag}: the checkpoint is incomplete, it has no {needed}.",
-                "Take an earlier checkpoint of the run (one saved with --save_only_model cannot be resumed from).",
-            )
+    if not (folder / "optimizer.safetensors").exists():
+        raise CheckpointError(
+            f"{flag}: it was saved with --save_only_model, and has nothing but the weights.",
+            "Take them, and begin a new run: --resume_only_model true.",
+        )
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         state["step"] + 0
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{flag}: {STATE} is damaged ({error}).", "Take an earlier checkpoint.") from error
     return state  # type: ignore[no-any-return]
-
-
-def listing(run: Path) -> list[tuple[int, Path]]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return sorted((step, path) for step, path in found if (path / STATE).exists())
-
-
-def rotate(run: Path, limit: int | None, keep: Collection[int | None]) -> None:
-    """Deletes the oldest checkpoints beyond ``limit``; those of the steps in ``keep`` stay."""
-    if not limit:
-        return
-    saved = listing(run)
-    spare = [(step, path) for step, path in saved if step not in keep]
-    for _, path in spare[: max(0, len(saved) - limit)]:
-        shutil.rmtree(path)
-
-
-def point_best(run: Path, step: int) -> None:
-    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, in one move."""
-    link = run / f".{BEST}.partial"
-    link.unlink(missing_ok=True)
-    link.symlink_to(name(step), target_is_directory=True)
-    os.replace(link, run / BEST)
-
-
-def newest(output_dir: Path) -> Path:
-    """The newest whole checkpoint of the newest run that has one (``--resume_from_checkpoint true``).
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    runs = [output_dir, *output_dir.glob("v*-*")] if output_dir.is_dir() else []
-    saved = [path for run in runs for _, path in listing(run)]
-    if not saved:
-        raise CheckpointError(
-            f"--resume_from_checkpoint true: {output_dir} has no whole checkpoint.",
-            "Name one: --resume_from_checkpoint DIR.",
-        )
-    return max(saved, key=lambda path: (path / STATE).stat().st_mtime_ns)
 
 
 def _is_adapter(model: torch.nn.Module) -> bool:
@@ -322,12 +274,12 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def random_states(accelerator: Accelerator) -> list[dict[str, Any]]:
-    """Those of all processes, in their order, for the one that writes."""
+def of_all_processes(accelerator: Accelerator, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each process has of its own, with its random state, in their order, for the one that writes."""
     from accelerate.utils import gather_object
 
-    own = [random_state()]
-    return gather_object(own) if accelerator.num_processes > 1 else own
+    all_own = [own | {"random": random_state()}]
+    return gather_object(all_own) if accelerator.num_processes > 1 else all_own
 
 
 def set_random_state(state: dict[str, Any]) -> None:

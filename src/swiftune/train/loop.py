@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swiftune.config import SftArguments
-from swiftune.errors import CheckpointError, Interrupted, OutOfMemoryError, RunError
+from swiftune.errors import CheckpointError, DivergedError, Interrupted, OutOfMemoryError, OutputError, RunError
 from swiftune.runtime import hardware
-from swiftune.runtime.console import warn
+from swiftune.runtime.console import hushed, warn
 from swiftune.runtime.stop import StopRequest
-from swiftune.train import checkpoint, plots
-from swiftune.train.background import Background
+from swiftune.train import bad_numbers, checkpoint
 from swiftune.train.checkpoint import TrainerState
 from swiftune.train.feed import Feed
 from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
 from swiftune.train.run_log import RunLog, clock
+from swiftune.train.saver import Saver
 from swiftune.types import Row
 
 if TYPE_CHECKING:
@@ -46,6 +46,17 @@ class Window:
         self.supervised = self.tokens = self.steps = 0
         self.grad_norm: Any = 0.0
         """Of the last step, before clipping."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint between two logged steps keeps of it."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("began", "grad_norm")}
+        return kept | {"grad_norm": float(self.grad_norm), "seconds": time.perf_counter() - self.began}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Puts back what ``state`` gave."""
+        self.began = time.perf_counter() - state.pop("seconds")
+        self.sums.copy_(state.pop("sums"))
+        vars(self).update(state)
 
 
 class Trainer:
@@ -86,7 +97,8 @@ class Trainer:
         self.evaluate, self.resume_from = evaluate, resume_from
         self.state, self.saved_step = state, 0
         main = accelerator.is_main_process
-        self.background = Background()
+        self.saver = Saver(run, tokenizer, args.save_total_limit)
+        self.window = Window(accelerator.device)
         self.log = RunLog(run if main else None, feed.steps, accelerator.log)
 
     def train(self) -> TrainerState:
@@ -95,8 +107,10 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step has been written.
             OutOfMemoryError: not even one row fits; a checkpoint of the last whole step has been written.
+            DivergedError: too many steps in a row could not be applied.
+            OutputError: the last checkpoint could not be written.
         """
-        with self.log, StopRequest() as stop, self.background:
+        with self.log, StopRequest() as stop, self.saver:
             if self.resume_from is not None:
                 self._resume(self.resume_from)
             self.began = time.perf_counter() - self.state.elapsed
@@ -105,8 +119,7 @@ class Trainer:
             except OutOfMemoryError:
                 self._keep()
                 raise
-            self.background.wait()
-            self.accelerator.wait_for_everyone()
+            self._be_saved()
             if self._asked(stop):
                 raise self._interrupted(stop)
             self._summarise()
@@ -115,7 +128,6 @@ class Trainer:
     def _to_the_end(self, stop: StopRequest) -> None:
         if self.args.eval_on_start and self.state.step == 0:
             self._evaluate(stop)
-        window = self.window = Window(self.accelerator.device)
         ended = self._stale()
         while self.state.step < self.feed.steps and not ended:
             self._step()
@@ -127,9 +139,9 @@ class Trainer:
             ended = self._stale() or asked or self._asked(stop)
             if self._due("save") or ended:
                 self._save(evaluated)
-            elif evaluated:
-                self._draw()
-            window.began += time.perf_counter() - paused
+            elif evaluated and self.accelerator.is_main_process:
+                self.saver.draw()
+            self.window.began += time.perf_counter() - paused
         self._log()
 
     # -- a step --------------------------------------------------------------------------------------------------
@@ -150,22 +162,62 @@ class Trainer:
             checkpoint.set_random_state(random_state)
 
         self.objective.train()
-        window.sums += within_memory(partial(self._gradient, supervised), rows, self.layout, acc, undo)
+        sums = within_memory(partial(self._gradient, supervised), rows, self.layout, acc, undo)
         self._sum_gradients()
         limit = self.args.max_grad_norm or math.inf
-        window.grad_norm = acc.clip_grad_norm_(self.objective.parameters(), limit)
-        self.optimizer.step()
-        self.schedule.step()
+        grad_norm = acc.clip_grad_norm_(self.objective.parameters(), limit)
+        applied = self._apply(sums[0], grad_norm)
         self.optimizer.zero_grad()
         self.state.step += 1
         self.state.rows += len(rows)
         self.state.tokens += tokens
-        window.supervised += supervised
-        window.tokens += tokens
-        window.steps += 1
+        if applied:
+            window.sums += sums
+            window.grad_norm = grad_norm
+            window.supervised += supervised
+            window.tokens += tokens
+            window.steps += 1
         self.log.advance(self.state.step)
         if self.layout.budget != budget:
             self._write({"max_tokens_per_batch": self.layout.budget})
+        if not applied:
+            self._pass_over(rows, loss=sums[0] / max(supervised, 1), grad_norm=grad_norm)
+
+    def _apply(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+        """Updates the weights, if all numbers of the step are finite. Returns whether it did, or will soon.
+
+        In float16 a gradient that is not finite only says that the loss was scaled too much, until it is not scaled.
+        """
+        scaler = self.accelerator.scaler
+        finite = bad_numbers.are_finite(loss), bad_numbers.are_finite(grad_norm)
+        scaling = scaler is not None and scaler.get_scale() > 1
+        good = not self._over_processes(int(not finite[0] or not (finite[1] or scaling)))
+        if good:
+            self.optimizer.step()
+        elif scaler is not None:
+            scaler.update()
+        with hushed("Detected call of `lr_scheduler.step", UserWarning):  # the first step of all may be passed over
+            self.schedule.step()
+        self.state.bad_steps = 0 if good else self.state.bad_steps + 1
+        return good
+
+    def _pass_over(self, rows: list[Row], **figures: torch.Tensor) -> None:
+        """Writes down a step that was not applied; ends the run where there were too many of them in a row."""
+        step, many = self.state.step, self.args.max_bad_steps
+        told = ", ".join(f"{name} {float(value):g}" for name, value in figures.items())
+        if self.accelerator.is_main_process:
+            warn(f"Step {step} was not applied: {told}. Its rows are in {self.run / bad_numbers.FILE}.")
+            try:
+                bad_numbers.record(self.run, step, rows, self.objective, self.tokenizer, **figures)
+            except OSError as error:
+                warn(f"{self.run / bad_numbers.FILE} could not be written: {error.strerror or error}.")
+        self._write({"bad_steps": self.state.bad_steps})
+        if self.state.bad_steps >= many:
+            raise DivergedError(
+                f"{many} steps in a row, up to step {step}, had a loss or a gradient that is not finite; none of them "
+                f"was applied. Their rows are in {self.run / bad_numbers.FILE}.",
+                "Look at those rows, or set a lower --learning_rate.",
+            )
 
     def _gradient(self, supervised: int, batches: list[list[Row]]) -> torch.Tensor:
         """Adds the gradient of this process's micro-batches to the parameters'. Returns its sums (loss, correct)."""
@@ -203,7 +255,7 @@ class Trainer:
             return False
         strategy = getattr(self.args, f"{what}_strategy")
         step = self.state.step
-        if strategy == "no":
+        if strategy == "no" or (what == "save" and self.state.bad_steps):  # weights that may be what is at fault
             return False
         if step == self.feed.steps:
             return True
@@ -218,6 +270,8 @@ class Trainer:
 
     def _log(self) -> None:
         """Logs the means of the steps since the last logged one, if there are any, and begins a new window."""
+        if unsaved := self.saver.news():
+            self._write({"unsaved": unsaved})
         window, self.window = self.window, Window(self.accelerator.device)
         if not window.steps:
             return
@@ -251,7 +305,11 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> bool:
         """Evaluates, logs, and keeps count of what was best. False where it was cut short."""
         assert self.evaluate is not None
-        metrics = self.evaluate(self.state.step, stop)
+        try:
+            metrics = self.evaluate(self.state.step, stop)
+        except OutputError as error:
+            warn(f"{error} The evaluation of step {self.state.step} counts for nothing.")
+            metrics = None
         if metrics is None:
             return False
         self.state.metrics = metrics
@@ -291,9 +349,9 @@ class Trainer:
         state.elapsed, state.budget = time.perf_counter() - self.began, self.layout.budget
         if evaluated and self._better(state.saved_best):
             state.saved_best, state.best_step = self._metric(), state.step
-        random_states = checkpoint.random_states(acc)
+        processes = checkpoint.of_all_processes(acc, {"window": self.window.state()})
         if acc.is_main_process:
-            self.background.wait()  # two copies at once would take twice the memory
+            self.saver.wait()  # two copies at once would take twice the memory
             taken = checkpoint.snapshot(
                 state,
                 model=self.model,
@@ -301,20 +359,11 @@ class Trainer:
                 optimizer=self.optimizer,
                 schedule=self.schedule,
                 scaler=acc.scaler.state_dict() if acc.scaler is not None else None,
-                random_states=random_states,
+                processes=processes,
                 weights_only=self.args.save_only_model,
             )
-            self.background.start(partial(self._write_checkpoint, taken, state.step, state.best_step))
-            if not taken.copied:
-                self.background.wait()
+            self.saver.save(taken, state.best_step)
         acc.wait_for_everyone()
-
-    def _write_checkpoint(self, taken: checkpoint.Snapshot, step: int, best: int | None) -> None:
-        checkpoint.write(self.run, taken, self.tokenizer)
-        if best == step:
-            checkpoint.point_best(self.run, step)
-        checkpoint.rotate(self.run, self.args.save_total_limit, keep=(best, step))
-        plots.draw(self.run)
 
     def _keep(self) -> None:
         """Saves what has been trained, if it is not."""
@@ -322,13 +371,17 @@ class Trainer:
             self._log()
             self._save(evaluated=False)
 
-    def _draw(self) -> None:
-        if self.accelerator.is_main_process:
-            self.background.start(partial(plots.draw, self.run))
+    def _be_saved(self) -> None:
+        """Waits until all is written. Raises OutputError, in every process, where the last checkpoint is not."""
+        self.saver.wait()
+        self.accelerator.wait_for_everyone()
+        unsaved = self.saver.unsaved
+        if self._over_processes(int(unsaved is not None)):
+            raise OutputError(f"Training has ended, and what was trained last is lost. {unsaved or ''}".strip())
 
     def _resume(self, folder: Path) -> None:
         checkpoint.refuse_another_run(folder, self.state)
-        self.state = checkpoint.load(
+        self.state, own = checkpoint.load(
             folder,
             model=self.model,
             optimizer=self.optimizer,
@@ -336,14 +389,17 @@ class Trainer:
             scaler=self.accelerator.scaler,
             process=self.accelerator.process_index,
         )
-        if self.state.step >= self.feed.steps:
+        self.window.go_on(own["window"])
+        self.saved_step = self.state.step
+        if self.state.step >= self.feed.steps and self.log.has_totals():
             raise CheckpointError(
                 f"--resume_from_checkpoint {folder}: it is at step {self.state.step}, and the run has "
                 f"{self.feed.steps} steps: nothing is left to do.",
                 "Set a higher --num_train_epochs or --max_steps.",
             )
-        self.saved_step = self.state.step
         self.log.go_on_from(self.state.step)
+        if self.accelerator.is_main_process and folder.parent == self.run:
+            self.saver.settle(self.state.step, self.state.best_step)
         if not self.args.max_tokens_per_batch:
             self.layout.budget = self.state.budget or self.layout.budget
 
