@@ -94,7 +94,7 @@ def _varlen(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """``(T, H, D)``. No GPU has run this yet: its tests check shapes and gradients' shapes on tensors without values."""
+    """``(T, H, D)``. No GPU has run this yet: its tests check shapes on tensors without values."""
     from torch.nn.attention.varlen import varlen_attn
 
     starts = _starts(bounds, q_THD.device)

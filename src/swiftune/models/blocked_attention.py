@@ -6,8 +6,8 @@ P = softmax(S) over the keys that a query may see (FlashAttention, arXiv:2205.14
 
     O = P V        dV = Pᵀ dO        dP = dO Vᵀ        dS = P (dP - rowsum(P dP))        dQ = s dS K        dK = s dSᵀ Q
 
-Query heads that share a key head go through the same product: their queries are laid below each other. In bfloat16
-the scores are kept in float32, as in the flash kernels.
+Query heads that share a key head go through the same product: their queries are laid below each other. With 16-bit
+inputs the scores are computed and kept in float32, as in the flash kernels; dP and dS are rounded to the 16 bits.
 
 Shapes: T tokens of all sequences, H query heads, K key/value heads, G = H / K, D head size; of one block: N queries,
 M keys.
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-QUERIES = 256
+QUERIES = 128
 """Queries of a block: fewer waste less on masked scores, more make larger matrix products."""
 KEEP = 512
 """Keys up to which a block's P is kept for the backward pass; of longer ones it is computed again."""
@@ -66,10 +66,10 @@ class _Blocked(torch.autograd.Function):
         ctx: Any, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, bounds: list[int], scale: float
     ) -> torch.Tensor:
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+        scaled_THD, wide_TKD = _scaled(q_THD, scale), _wide(k_TKD)
         kept = []
         for queries, keys in _blocks(bounds):
-            n = queries.stop - queries.start
-            p = _weights(_by_key_head(q_THD[queries], k_TKD), k_TKD[keys].transpose(0, 1), n, scale)
+            p = _weights(scaled_THD[queries], wide_TKD[keys]).to(q_THD.dtype)
             out_THD[queries] = _by_token(torch.bmm(p, v_TKD[keys].transpose(0, 1)), out_THD[queries])
             if ctx.needs_input_grad[0] and keys.stop - keys.start <= KEEP:
                 kept.append(p)
@@ -82,14 +82,18 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, grad_THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_THD, k_TKD, v_TKD, *kept = ctx.saved_tensors
         scale, weights = ctx.scale, iter(kept)
+        again = any(keys.stop - keys.start > KEEP for _, keys in _blocks(ctx.bounds))
+        scaled_THD, wide_TKD = (_scaled(q_THD, scale), _wide(k_TKD)) if again else (q_THD, k_TKD)
         grad_q_THD, grad_k_TKD, grad_v_TKD = (torch.empty(x.shape, dtype=x.dtype) for x in (q_THD, k_TKD, v_TKD))
         for queries, keys in _blocks(ctx.bounds):
             q, g = (_by_key_head(x[queries], k_TKD) for x in (q_THD, grad_THD))
             k, v = k_TKD[keys].transpose(0, 1), v_TKD[keys].transpose(0, 1)
-            n = queries.stop - queries.start
-            p = next(weights) if keys.stop - keys.start <= KEEP else _weights(q, k, n, scale)
-            dp = _product(g, v.transpose(1, 2))
-            ds = torch._softmax_backward_data(dp, p.to(dp.dtype), -1, dp.dtype).mul_(scale).to(q.dtype)
+            if keys.stop - keys.start <= KEEP:
+                p = next(weights)
+            else:
+                p = _weights(scaled_THD[queries], wide_TKD[keys]).to(q_THD.dtype)
+            dp = torch.bmm(g, v.transpose(1, 2))
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             grad_q_THD[queries] = _by_token(torch.bmm(ds, k), grad_q_THD[queries])
             for total_TKD, part_KMD in (
                 (grad_k_TKD, torch.bmm(ds.transpose(1, 2), q)),
@@ -101,28 +105,25 @@ class _Blocked(torch.autograd.Function):
                     total.copy_(part_KMD.transpose(0, 1))
                 else:
                     total.add_(part_KMD.transpose(0, 1))
-        return grad_q_THD, grad_k_TKD, grad_v_TKD, None, None
+        return grad_q_THD.mul_(scale), grad_k_TKD.mul_(scale), grad_v_TKD, None, None
 
 
-def _weights(q: torch.Tensor, k: torch.Tensor, n: int, scale: float) -> torch.Tensor:
-    """P of a block of ``n`` queries, ``(K, G N, M)``; the last query sees all keys, each one before it a key less."""
-    scores = _product(q, k.transpose(1, 2)).mul_(scale)
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _scaled(q_THD: torch.Tensor, scale: float) -> torch.Tensor:
+    return _wide(q_THD) * scale
+
+
+def _weights(q_NHD: torch.Tensor, k_MKD: torch.Tensor) -> torch.Tensor:
+    """P of a block, ``(K, G N, M)``; the last query sees all keys, each one before it a key less."""
+    n = len(q_NHD)
+    scores = torch.bmm(_by_key_head(q_NHD, k_MKD), k_MKD.permute(1, 2, 0))
     heads, _, keys = scores.shape
     scores.view(heads, -1, n, keys)[..., keys - n :].add_(_future()[:n, :n])
-    return torch.softmax(scores, dim=-1).to(q.dtype)
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``a @ b``; of 16-bit tensors in float32, which nothing is lost of: the products are those of 16-bit numbers."""
-    if a.dtype in (torch.float32, torch.float64):
-        return torch.bmm(a, b)
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16" if a.dtype == torch.bfloat16 else before
-    try:
-        return torch.bmm(a.float(), b.float())
-    finally:
-        matmul.fp32_precision = before
+    return torch.softmax(scores, dim=-1)
 
 
 @functools.cache
