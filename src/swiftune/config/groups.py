@@ -75,6 +75,8 @@ class DataArguments(Arguments):
     """Processes that prepare the rows."""
     columns: Mapping | None = unset("columns keep their names")
     """Columns to rename, from the file's name to the one understood here: '{"question": "query"}'."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of setting it aside."""
     model_name: Annotated[Words, Len(1, 2)] | None = unset("swift-robot")
     """What fills {{NAME}} in the built-in data set swift/self-cognition: one name, or the Chinese and the English."""
     model_author: Annotated[Words, Len(1, 2)] | None = unset("swift")

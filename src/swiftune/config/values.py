@@ -53,6 +53,14 @@ def _regex(value: str) -> str:
     return value
 
 
+def _rows_or_percent(value: str) -> str:
+    if re.fullmatch(r"[0-9]{1,18}", value) or (
+        re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", value) and float(value[:-1]) <= 100
+    ):
+        return value
+    raise ValueError("write 20 for twenty rows, 5% for every twentieth")
+
+
 def _split_commas(value: Any) -> Any:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list):
@@ -105,6 +113,7 @@ ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 Name = Annotated[str, Of("name")]
 Folder = Annotated[str, Of("folder")]
 File = Annotated[str, Of("file")]
+RowsOrPercent = Annotated[str, AfterValidator(_rows_or_percent), Of("number or percentage")]
 Regex = Annotated[str, AfterValidator(_regex), Of("regex")]
 TextOrFile = Annotated[str, BeforeValidator(_text_of), Of("text or file.txt")]
 Json = Annotated[dict[str, Any], BeforeValidator(_json_object)]
