@@ -17,6 +17,7 @@ from swiftune.config.values import (
     Positive,
     PositiveOrZero,
     Processes,
+    Seed,
     Share,
     ShareBelowOne,
     TextOrFile,
@@ -67,7 +68,7 @@ class DataArguments(Arguments):
     """Data sets to evaluate on, named in the same way."""
     split_dataset_ratio: ShareBelowOne = 0.0
     """Share of the rows of --dataset that is held back for evaluation where there is no --val_dataset."""
-    data_seed: CountOrZero = 42
+    data_seed: Seed = 42
     """Seed of sampling, splitting and shuffling rows."""
     dataset_shuffle: bool = True
     """Shuffle the rows of --dataset. With `false`, `#N` takes the first N."""
@@ -103,5 +104,5 @@ class GenerateArguments(Arguments):
 class RunArguments(Arguments):
     """Run: what makes it repeatable."""
 
-    seed: CountOrZero = 42
+    seed: Seed = 42
     """Seed of everything random except the choice and order of rows (--data_seed)."""

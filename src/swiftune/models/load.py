@@ -55,7 +55,9 @@ def load_model(
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
         )
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         if attn_impl and attn_impl.startswith("flash"):
             raise UsageError(
                 f"--attn_impl {attn_impl} cannot be used here: {first_line(error)}", "Use --attn_impl sdpa."
@@ -108,7 +110,7 @@ def _shards(path: Path) -> list[Path]:
         return sorted(path.glob("*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
         raise ModelError(f"{index} cannot be read: {first_line(error)}") from error
     absent = [name for name in names if not (path / name).exists()]
     if absent:
@@ -129,10 +131,11 @@ def _check_safetensors(file: Path) -> None:
             raise broken
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+            whole = 8 + length + end == size
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise broken from error
-    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-    if 8 + length + end != size:
+    if not whole:
         raise broken
 
 

@@ -108,7 +108,7 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
     try:
         with hushed(RENAMED):
             wrapped = put()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"The adapter in {path} does not fit this base model: {_reason(error)}",
             "Name the base it was trained on with --model.",
