@@ -234,13 +234,15 @@ VALUES = {
     "a setting that the schedule does not have": Case(
         sft(f'{GOOD} --lr_scheduler_kwargs {{"min":1}}'), ("--lr_scheduler_kwargs", "min")
     ),
-    "no such template": Case(sft(f"{GOOD} --template qwen9"), ("--template", "qwen9", "chatml")),
+    "no such template": Case(sft(f"{GOOD} --template martian"), ("--template", "martian", "chatml")),
     "no such template file": Case(sft(f"{GOOD} --template none.jinja"), ("none.jinja",)),
     "a broken template file": Case(
         sft(f"{GOOD} --template bad.jinja"), ("bad.jinja", "template"), file_is("bad.jinja", "{% for m in messages %}")
     ),
     "no such system prompt": Case(sft(f"{GOOD} --system none.txt"), ("--system", "none.txt")),
-    "flash attention without a GPU": Case(sft(f"{GOOD} --attn_impl flash_attn"), ("--attn_impl", "GPU")),
+    "flash attention without a GPU": Case(
+        sft(f"{GOOD} --attn_impl flash_attn"), ("--attn_impl flash_attention_2", "Use --attn_impl sdpa")
+    ),
     "a tracker that is not installed": Case(sft(f"{GOOD} --report_to swanlab"), ("--report_to swanlab", "pip"), code=1),
     "weights of no adapters": Case("infer --adapter_weights 0.7,0.3", ("--adapter_weights", "--adapters")),
     "a negative temperature": Case("infer --temperature -1", ("--temperature", "0 or more")),
@@ -340,9 +342,9 @@ MODELS = {
     ),
     "config.json is a list": Case(OWN, ("config.json",), written("config.json", "[]")),
     "heads that do not divide": Case(OWN, ("model",), changed("config.json", num_attention_heads=5)),
-    "no layers": Case(OWN, ("config.json", "num_hidden_layers"), changed("config.json", num_hidden_layers="many")),
+    "no layers": Case(OWN, ("model", "num_hidden_layers"), changed("config.json", num_hidden_layers="many")),
     "a quantized model": Case(
-        OWN, ("model", "gptq"), changed("config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+        OWN, ("model", "GPTQ"), changed("config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     ),
     "an adapter without weights": Case(
         WITH_ADAPTER,
@@ -354,6 +356,7 @@ MODELS = {
     "an adapter of a method unknown": Case(WITH_ADAPTER, ("adapter", "MAGIC"), adapter_is('{"peft_type": "MAGIC"}')),
     "an adapter_config.json cut short": Case(WITH_ADAPTER, ("adapter_config.json",), adapter_is('{"peft_type": ')),
     "a home of nobody's model": Case("sft --model ~nobody-here/m --dataset good.json", ("~nobody-here/m", "not found")),
+    "an id that no hub gives": Case("sft --model org/name. --dataset good.json", ("org/name.", "not found")),
     "a model with a name too long": Case(f"sft --model {'a' * 300} --dataset good.json", ("aaa", "not found")),
 }
 

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
+from swiftune.runtime.console import hushed
+
 
 @dataclass(frozen=True)
 class Of:
@@ -47,7 +49,8 @@ def _no_constant(name: str) -> None:
 
 def _regex(value: str) -> str:
     try:
-        re.compile(value)
+        with hushed("Possible "):  # "[[" may mean something else in a later Python
+            re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return value

@@ -15,6 +15,8 @@ from swiftune.hub.files import DATA, Kind, is_whole, wanted
 from swiftune.runtime.paths import cache_dir, locked
 
 ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
+LONGEST = 200
+"""Characters of an id: it becomes the name of a file."""
 MIRROR = "SWIFT_LOCAL_HUB"
 
 
@@ -62,7 +64,7 @@ def _find(kind: Kind, name: str, use_hf: bool, revision: str | None) -> Path:
 
 def _is_id(kind: Kind, name: str) -> bool:
     is_file = kind == "dataset" and any(fnmatch(name, pattern) for pattern in DATA)
-    return bool(ID.fullmatch(name)) and not is_file
+    return bool(ID.fullmatch(name)) and len(name) <= LONGEST and not is_file
 
 
 def _in_mirror(kind: Kind, name: str, looked: list[str]) -> Path | None:

@@ -84,6 +84,8 @@ def check_folder(path: Path) -> None:
     if not (path / "config.json").exists():
         raise ModelError(f"{path} has no config.json.", "A model is a folder with config.json and safetensors weights.")
     read_config(path)
+    if (path / "generation_config.json").exists():  # Transformers would go on without one that it cannot read
+        _read_json(path / "generation_config.json")
     shards = _shards(path)
     if not shards:
         pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
@@ -95,13 +97,17 @@ def check_folder(path: Path) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """``config.json`` of a model folder."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read: {first_line(error)}") from error
+    config = _read_json(path / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
     return config
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ModelError(f"{file} cannot be read: {first_line(error)}", "Fetch the model again.") from error
 
 
 def _shards(path: Path) -> list[Path]:

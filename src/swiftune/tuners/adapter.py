@@ -106,7 +106,7 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
-        with hushed(RENAMED):
+        with hushed(RENAMED), hushed("Found missing adapter keys", UserWarning):  # _check_fit says which
             wrapped = put()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
