@@ -1,6 +1,7 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
 # make test      every test; make check: format, lint, types, floors (under a minute, before each commit)
+# make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
 # make bench     measures; make docs: writes the reference pages again
 
 TORCH := torch==2.13.0
@@ -12,7 +13,11 @@ INSTALL := $(PIP) install -c constraints.txt
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
 	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
 
-.PHONY: install install-dev demo test check bench docs
+# How long `make fuzz` takes, and the targets of tests/fuzz.py that share it.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := rows files words
+
+.PHONY: install install-dev demo test fuzz check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -34,12 +39,21 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/torch
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/installed
 
+$(VENV)/installed-fuzz: pyproject.toml constraints.txt $(VENV)/installed-dev
+	$(INSTALL) -e '.[fuzz]'
+	@touch $@
+
 demo: install
 	$(BIN)/python examples/demo.py
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+fuzz: $(VENV)/installed-fuzz
+	for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python -m tests.fuzz $$target -max_total_time=$$(($(FUZZ_SECONDS) / 3)) -print_final_stats=1 || exit; \
+	done
 
 # Under a minute; the pre-commit hook calls it.
 check: install-dev

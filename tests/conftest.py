@@ -9,8 +9,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
 
 from tests import tiny
+
+settings.register_profile("deep", max_examples=5000, deadline=None)  # pytest --hypothesis-profile deep
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftune.data.ledger import Ledger
-from swiftune.errors import OutputError
+from swiftune.errors import DataError, OutputError
 from swiftune.types import Place
 
 STEPS = st.lists(st.tuples(st.sampled_from(["use", "aside", "withdraw"]), st.text(max_size=3), st.text(max_size=5)))
@@ -68,3 +68,83 @@ def test_half_a_surrogate_pair_does_no_harm(tmp_path) -> None:
 def test_a_folder_that_is_not_there(tmp_path) -> None:
     with pytest.raises(OutputError, match=r"set_aside\.jsonl"):
         Ledger().write(tmp_path / "no" / "set_aside.jsonl")
+
+
+# Too many.
+
+
+def ledger_of(used: int, bad: int, withdrawn: int = 0, left_out: int = 0, **options) -> Ledger:
+    """A ledger of rows from two stages; rows are numbered as they come."""
+    ledger = Ledger(**options)
+    ledger.use(used + withdrawn)
+    ledger.left_out = left_out
+    for line in range(1, bad + 1):
+        ledger.set_aside(Place("a.jsonl", line), "empty answer", f"message {line}")
+    for line in range(bad + 1, bad + withdrawn + 1):
+        ledger.withdraw(Place("a.jsonl", line), "longer than max_length", "3000 tokens")
+    return ledger
+
+
+@given(
+    used=st.integers(0, 200),
+    bad=st.integers(0, 30),
+    withdrawn=st.integers(0, 30),
+    limit=st.integers(0, 60) | st.decimals(0, 100, places=1),
+)
+def test_more_than_the_limit_stops_and_no_fewer(used: int, bad: int, withdrawn: int, limit) -> None:
+    share = not isinstance(limit, int)
+    ledger = ledger_of(used, bad, withdrawn, max_bad_rows=f"{limit}%" if share else str(limit))
+    too_many = (bad + withdrawn) * 100 > limit * (used + bad + withdrawn) if share else bad + withdrawn > limit
+    if too_many:
+        with pytest.raises(DataError, match=f"--max_bad_rows {bad + withdrawn}\\)"):
+            ledger.check()
+    else:
+        ledger.check()
+    ledger_of(used, bad, withdrawn, max_bad_rows=str(bad + withdrawn)).check()  # as the message proposes
+
+
+def test_what_is_left_out_dilutes_the_faults_of_the_file_and_not_those_of_the_rows_chosen() -> None:
+    ledger_of(used=500, bad=28, left_out=51_474, max_bad_rows="5%").check()  # alpaca's empty answers, and #500
+    with pytest.raises(DataError, match=r"^60 of 500 rows cannot be used\. --max_bad_rows is 5%:"):
+        ledger_of(used=440, bad=28, withdrawn=60, left_out=51_474, max_bad_rows="5%").check()
+
+
+def test_the_first_ten_are_shown_with_their_reasons_and_the_cure() -> None:
+    with pytest.raises(DataError) as error:
+        ledger_of(used=20, bad=9, withdrawn=4, max_bad_rows="5%").check()
+    assert str(error.value).splitlines() == [
+        "13 of 33 rows cannot be used. --max_bad_rows is 5%:",
+        *(f"  a.jsonl:{line}: empty answer (message {line})" for line in range(1, 10)),
+        "  a.jsonl:10: longer than max_length (3000 tokens)",
+        "  and 3 more",
+        "Mend them, or raise --max_bad_rows to train on the others (--max_bad_rows 13). "
+        "Those that are too long fit a larger --max_length, or --truncation_strategy left or right.",
+    ]
+
+
+def test_strict_stops_at_the_first() -> None:
+    ledger = Ledger(strict=True, max_bad_rows="100%")
+    ledger.use(2)
+    with pytest.raises(DataError, match=r"^a\.jsonl:2: longer than max_length \(3000 tokens\)\. With --strict true"):
+        ledger.withdraw(Place("a.jsonl", 2), "longer than max_length", "3000 tokens")
+    assert (ledger.read, ledger.used, ledger.aside) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(("ahead", "met", "of"), [(1, 51, "1,000"), (1000, 53, "1,053"), (3000, 158, "3,158")])
+def test_a_stream_is_looked_at_row_by_row_with_what_it_may_hold_counted(ahead: int, met: int, of: str) -> None:
+    with pytest.raises(DataError, match=f"^{met} of up to {of} rows cannot be used"):
+        ledger_of(used=0, bad=999, max_bad_rows="5%", ahead=ahead)  # nothing but bad rows
+
+
+def test_a_stream_of_few_bad_rows_goes_on_for_ever() -> None:
+    ledger = Ledger(max_bad_rows="5%", ahead=1000)
+    for line in range(100_000):
+        if line % 20:
+            ledger.use()
+        else:
+            ledger.set_aside(Place("a.jsonl", line), "empty answer")
+
+
+def test_a_number_of_rows_is_the_limit_of_a_stream_from_the_first_on() -> None:
+    with pytest.raises(DataError, match="^3 of up to 1,003 rows cannot be used"):
+        ledger_of(used=0, bad=5, max_bad_rows="2", ahead=1000)

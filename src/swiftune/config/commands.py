@@ -17,6 +17,7 @@ from swiftune.config.groups import (
 )
 from swiftune.config.training import (
     EvaluationArguments,
+    FaultArguments,
     LengthArguments,
     OrderArguments,
     OutputArguments,
@@ -34,6 +35,7 @@ class SftArguments(
     TrainArguments,
     TunerArguments,
     OrderArguments,
+    FaultArguments,
     DataArguments,
     LengthArguments,
     TemplateArguments,

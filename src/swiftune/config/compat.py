@@ -175,7 +175,6 @@ NOT_BUILT: Mapping[str, str] = {
     "self_cognition_sample": "use --dataset swift/self-cognition#N",
     "sequence_parallel_size": "",
     "sglang_*": "",
-    "strict": "rows that cannot be used are listed in set_aside.jsonl",
     "swanlab_*": _TRACKER,
     "target_parameters": "",
     "task_type": "",

@@ -17,6 +17,7 @@ from swiftune.config.values import (
     Positive,
     PositiveOrZero,
     Processes,
+    Seed,
     Share,
     ShareBelowOne,
     TextOrFile,
@@ -67,7 +68,7 @@ class DataArguments(Arguments):
     """Data sets to evaluate on, named in the same way."""
     split_dataset_ratio: ShareBelowOne = 0.0
     """Share of the rows of --dataset that is held back for evaluation where there is no --val_dataset."""
-    data_seed: CountOrZero = 42
+    data_seed: Seed = 42
     """Seed of sampling, splitting and shuffling rows."""
     dataset_shuffle: bool = True
     """Shuffle the rows of --dataset. With `false`, `#N` takes the first N."""
@@ -75,6 +76,8 @@ class DataArguments(Arguments):
     """Processes that prepare the rows."""
     columns: Mapping | None = unset("columns keep their names")
     """Columns to rename, from the file's name to the one understood here: '{"question": "query"}'."""
+    strict: bool = False
+    """Stop at the first row that cannot be used, instead of setting it aside."""
     model_name: Annotated[Words, Len(1, 2)] | None = unset("swift-robot")
     """What fills {{NAME}} in the built-in data set swift/self-cognition: one name, or the Chinese and the English."""
     model_author: Annotated[Words, Len(1, 2)] | None = unset("swift")
@@ -101,5 +104,5 @@ class GenerateArguments(Arguments):
 class RunArguments(Arguments):
     """Run: what makes it repeatable."""
 
-    seed: CountOrZero = 42
+    seed: Seed = 42
     """Seed of everything random except the choice and order of rows (--data_seed)."""

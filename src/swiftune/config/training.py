@@ -21,6 +21,7 @@ from swiftune.config.values import (
     PositiveOrZero,
     Regex,
     Rows,
+    RowsOrPercent,
     Seconds,
     Share,
     ShareBelowOne,
@@ -42,6 +43,13 @@ class LengthArguments(Arguments):
     """What is done with a longer row: set it aside and say so, or cut off its left or right end."""
     loss_scale: Literal["default", "last_round", "all"] = "default"
     """Which tokens are learned: every answer, the last answer only, or all tokens."""
+
+
+class FaultArguments(Arguments):
+    """Faults: rows that cannot be used are set aside and listed, with the reason."""
+
+    max_bad_rows: RowsOrPercent = "5%"
+    """How many rows may be: a number of rows, or a percentage of them. Where there are more, nothing is trained."""
 
 
 class OrderArguments(Arguments):

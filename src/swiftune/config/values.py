@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
+from swiftune.runtime.console import hushed
+
 
 @dataclass(frozen=True)
 class Of:
@@ -47,10 +49,19 @@ def _no_constant(name: str) -> None:
 
 def _regex(value: str) -> str:
     try:
-        re.compile(value)
+        with hushed("Possible "):  # "[[" may mean something else in a later Python
+            re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
     return value
+
+
+def _rows_or_percent(value: str) -> str:
+    if re.fullmatch(r"[0-9]{1,18}", value) or (
+        re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?%", value) and float(value[:-1]) <= 100
+    ):
+        return value
+    raise ValueError("write 20 for twenty rows, 5% for every twentieth")
 
 
 def _split_commas(value: Any) -> Any:
@@ -92,6 +103,7 @@ Tokens = Annotated[int, Gt(0), Of("tokens")]
 Rows = Annotated[int, Gt(0), Of("rows")]
 Steps = Annotated[int, Gt(0), Of("steps")]
 StepsOrZero = Annotated[int, Ge(0), Of("steps")]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 Epochs = Annotated[float, Gt(0), Of("epochs")]
 Seconds = Annotated[int, Gt(0), Of("seconds")]
 Processes = Annotated[int, Gt(0), Of("processes")]
@@ -105,6 +117,7 @@ ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 Name = Annotated[str, Of("name")]
 Folder = Annotated[str, Of("folder")]
 File = Annotated[str, Of("file")]
+RowsOrPercent = Annotated[str, AfterValidator(_rows_or_percent), Of("number or percentage")]
 Regex = Annotated[str, AfterValidator(_regex), Of("regex")]
 TextOrFile = Annotated[str, BeforeValidator(_text_of), Of("text or file.txt")]
 Json = Annotated[dict[str, Any], BeforeValidator(_json_object)]

@@ -2,6 +2,8 @@
 
 A row counts where it was drawn for the run: a row that ``#N`` repeats counts each time, a row that ``#N`` leaves
 out is not counted at all. Rows at fault are always counted and listed.
+
+The ledger also knows how many rows may be set aside, and refuses the data where there are more.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
+from fractions import Fraction
 from pathlib import Path
 
-from swiftune.errors import OutputError
+from swiftune.errors import DataError, OutputError
 from swiftune.types import Place, SetAside
 
 EXAMPLES = 3
 """Places kept in memory for each reason; the rest goes to a temporary file."""
+SHOWN = 10
+"""Rows that are shown where there are too many."""
+AT_FIRST = 1000
+"""Rows that a stream is taken to have at least: a share of fewer says little."""
 
 
 class RowFault(Exception):  # noqa: N818 - the fault is the row's
@@ -35,16 +42,32 @@ class RowFault(Exception):  # noqa: N818 - the fault is the row's
 class Ledger:
     """Counts rows, and remembers those set aside.
 
+    Args:
+        strict: ``--strict``: no row may be set aside.
+        max_bad_rows: ``--max_bad_rows``: how many may be, as a number (``"20"``) or a share of the rows (``"5%"``).
+        ahead: for a stream, the most rows that it holds ready, which are not counted yet. The limit then holds all
+            the time, not only at ``check``.
+
     Attributes:
         used: rows in use.
+        withdrawn: rows set aside that had been counted as used.
+        left_out: usable rows that ``#N`` leaves out. They are not counted as read, but a share is one of them, too:
+            the rows at fault are those of the whole file.
         reasons: rows set aside, counted by reason, in the order met.
         examples: the first few rows of each reason.
+        first: the first few rows set aside.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool = False, max_bad_rows: str = "100%", ahead: int | None = None) -> None:
         self.used = 0
+        self.withdrawn = 0
+        self.left_out = 0
         self.reasons: dict[str, int] = {}
         self.examples: dict[str, list[SetAside]] = {}
+        self.first: list[SetAside] = []
+        self._strict = strict
+        self._max_bad_rows = max_bad_rows
+        self._ahead = ahead
         self._lines = tempfile.SpooledTemporaryFile(max_size=1 << 20, mode="w+", encoding="utf-8")  # noqa: SIM115
         weakref.finalize(self, self._lines.close)
 
@@ -63,19 +86,61 @@ class Ledger:
         self.used += rows
 
     def set_aside(self, place: Place, reason: str, detail: str = "") -> None:
-        """Counts a row that is read and not used."""
+        """Counts a row that is read and not used.
+
+        Raises:
+            DataError: no row may be set aside; or, of a stream, no more rows.
+        """
         entry = SetAside(place, reason, detail)
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
             examples.append(entry)
+        if len(self.first) < SHOWN:
+            self.first.append(entry)
         self._lines.write(_line(entry))
+        if self._strict:
+            raise DataError(
+                f"{_shown(entry)}. With --strict true every row has to be usable.",
+                "Mend that row; or leave out --strict, and such rows are set aside.",
+            )
+        if self._ahead is not None:
+            self.check()
 
     def withdraw(self, place: Place, reason: str, detail: str = "") -> None:
         """Sets aside a row that was counted as used: a later stage (rendering, ``max_length``) cannot use it."""
         assert self.used > 0, "a row is withdrawn that was never used"
         self.used -= 1
+        self.withdrawn += 1
         self.set_aside(place, reason, detail)
+
+    def check(self) -> None:
+        """Looks whether too many rows were set aside.
+
+        Raises:
+            DataError: there are more than ``max_bad_rows``.
+        """
+        rows = self.read + self.left_out
+        if self._ahead is None:
+            shares = [(self.aside, rows), (self.withdrawn, self.used + self.withdrawn)]
+        else:
+            shares = [(self.aside, max(AT_FIRST, rows + self._ahead))]
+        most = self._max_bad_rows
+        for bad, of in shares:
+            if bad > (Fraction(most[:-1]) * of / 100 if most.endswith("%") else int(most)):
+                raise self._too_many(bad, of)
+
+    def _too_many(self, bad: int, of: int) -> DataError:
+        stream = self._ahead is not None
+        lines = [f"{bad:,} of {'up to ' * stream}{of:,} rows cannot be used. --max_bad_rows is {self._max_bad_rows}:"]
+        lines += [f"  {_shown(entry)}" for entry in self.first]
+        if self.aside > len(self.first):
+            lines.append(f"  and {self.aside - len(self.first):,} more")
+        cure = "Mend them, or raise --max_bad_rows to train on the others"
+        cure += "." if stream else f" (--max_bad_rows {self.aside})."
+        if any("max_length" in reason for reason in self.reasons):
+            cure += " Those that are too long fit a larger --max_length, or --truncation_strategy left or right."
+        return DataError("\n".join(lines), cure)
 
     def summary(self) -> str:
         """The account for the terminal: one line of totals, then a line for each reason with its first places."""
@@ -103,6 +168,11 @@ class Ledger:
             raise OutputError(f"The list of rows set aside could not be written to {path}: {error.strerror}.") from None
         finally:
             self._lines.seek(0, 2)
+
+
+def _shown(entry: SetAside) -> str:
+    detail = entry.detail if len(entry.detail) <= 100 else entry.detail[:99] + "…"
+    return f"{entry.place}: {entry.reason}{detail and f' ({detail})'}"
 
 
 def _line(entry: SetAside) -> str:

@@ -69,6 +69,7 @@ def load_samples(
             warn(f"{text}: {wanted:,} rows are asked for and {part.rows:,} are there: rows are repeated.")
         rows_N = choose(part.rows, wanted, (seed, zlib.crc32(named.name.id.encode())) if shuffle else None)
         ledger.use(len(rows_N))
+        ledger.left_out += max(0, part.rows - len(rows_N))
         parts.append(part)
         chosen.append(start + rows_N)
         start += part.rows

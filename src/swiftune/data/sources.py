@@ -39,6 +39,11 @@ def read_rows(path: Path) -> Iterator[RawRow | SetAside]:
 
 
 def _not_utf8(path: str, line: int, at: int, byte: int) -> DataError:
+    if (line, at) == (1, 0) and byte in (0xFE, 0xFF):  # the mark that UTF-16 begins with, and no other text
+        return DataError(
+            f"{path}:1 is UTF-16, not UTF-8.",
+            f"Convert the file, for example: iconv -f UTF-16 -t UTF-8 {path} > utf8{Path(path).suffix}",
+        )
     return DataError(
         f"{path}:{line} is not UTF-8: byte 0x{byte:02X}, number {at + 1} of the line, fits no character.",
         f"Convert the file, for example: iconv -f LATIN1 -t UTF-8 {path} > utf8{Path(path).suffix}",
@@ -169,6 +174,10 @@ def _csv(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
     start = 1
     try:
         header = next(reader, [])
+        other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+        if other:
+            mark = "a tab" if other == "\t" else repr(other)
+            raise DataError(f"{path}:1 parts its columns by {mark}.", "Write the file again with commas.")
         if len(set(header)) != len(header):
             raise DataError(f"{path}:1 names a column twice: {', '.join(header)}.", "Give each column its own name.")
         start = reader.line_num + 1

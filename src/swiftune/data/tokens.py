@@ -349,7 +349,8 @@ def _shown(
             progress.advance(task, _BATCH)
             yield batch
     finally:
-        progress.stop()
+        if progress.live.is_started:  # stopping what never began would print an empty line
+            progress.stop()
 
 
 def _nothing_left(faults: Iterable[tuple[Sample, str, str]], max_length: int) -> DataError:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""What Git leaves in the place of a large file."""
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """A buffered reader (with ``peek``) of the unpacked bytes.
@@ -25,6 +29,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with path.open("rb") as file:
+            if file.peek(64).startswith(_POINTER):
+                raise DataError(f"{path} is a pointer of Git LFS, not the file.", "Fetch the file: git lfs pull.")
             if path.suffix.lower() == ".gz":
                 with gzip.open(file) as unpacked:
                     yield unpacked  # type: ignore[misc]

@@ -120,7 +120,7 @@ class HuggingFace:
 
     def cached(self, kind: Kind, repo: str, revision: str | None) -> Path | None:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         # Where the client kept the list of the repository's files, it misses those of them that we would use.
         expected = list(DATA if kind == "dataset" else COMPANIONS[:-4])
@@ -130,17 +130,22 @@ class HuggingFace:
                     repo, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=expected
                 )
             )
-        except LocalEntryNotFoundError:
+        except (LocalEntryNotFoundError, HFValidationError):  # the latter: an id that it gives to nobody
             return None
 
     def names(self, kind: Kind, repo: str, revision: str | None) -> list[str] | None:
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         try:
             return self._api().list_repo_files(repo, repo_type=kind, revision=revision)
         except GatedRepoError:  # it exists: its terms are to be accepted on its page, and the message says where
             raise
-        except (RepositoryNotFoundError, RevisionNotFoundError):
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
             return None
 
     def download(self, kind: Kind, repo: str, revision: str | None, names: Sequence[str]) -> Path:

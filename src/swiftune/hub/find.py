@@ -15,6 +15,8 @@ from swiftune.hub.files import DATA, Kind, is_whole, wanted
 from swiftune.runtime.paths import cache_dir, locked
 
 ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
+LONGEST = 200
+"""Characters of an id: it becomes the name of a file."""
 MIRROR = "SWIFT_LOCAL_HUB"
 
 
@@ -39,8 +41,8 @@ def find_dataset(name: str, *, use_hf: bool = False, revision: str | None = None
 
 
 def _find(kind: Kind, name: str, use_hf: bool, revision: str | None) -> Path:
-    path = Path(name).expanduser()
-    if name and path.exists():
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
         return path
     looked = [f"the path {path.absolute()}: not there"]
     if found := builtin.find(kind, name):
@@ -62,7 +64,7 @@ def _find(kind: Kind, name: str, use_hf: bool, revision: str | None) -> Path:
 
 def _is_id(kind: Kind, name: str) -> bool:
     is_file = kind == "dataset" and any(fnmatch(name, pattern) for pattern in DATA)
-    return bool(ID.fullmatch(name)) and not is_file
+    return bool(ID.fullmatch(name)) and len(name) <= LONGEST and not is_file
 
 
 def _in_mirror(kind: Kind, name: str, looked: list[str]) -> Path | None:
@@ -145,7 +147,7 @@ def _unfinished(hub: Hub, kind: Kind, name: str) -> Path:
 
 def _mirror() -> Path | None:
     root = os.environ.get(MIRROR)
-    return Path(root).expanduser() if root else None
+    return Path(os.path.expanduser(root)) if root else None
 
 
 def _mirrored(root: Path) -> list[str]:
@@ -163,10 +165,12 @@ def _nowhere(kind: Kind, name: str, looked: list[str]) -> NotFoundError:
         else:
             cure += ", or take it from Hugging Face with --use_hf true."
     else:
-        folder = Path(name).expanduser().parent
-        beside = [str(folder / each.name) for each in folder.iterdir()] if folder.is_dir() else []
+        folder = Path(os.path.expanduser(name)).parent
+        beside = [str(folder / each.name) for each in folder.iterdir()] if os.path.isdir(folder) else []
         near = _nearest(name, [*builtin.NAMES[kind], *beside])
         cure = "It is no id of the form org/name either, so no hub was asked."
+        if "," in name:
+            cure += " Several names are parted by blanks, not by commas."
     cures = [f"Did you mean {' or '.join(near)}?", cure] if near else [cure]
     places = "\n".join(f"  - {place}" for place in looked)
     return NotFoundError(f"The {kind} {name!r} was not found. Looked in:\n{places}", " ".join(cures))

@@ -55,7 +55,9 @@ def load_model(
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
         )
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         if attn_impl and attn_impl.startswith("flash"):
             raise UsageError(
                 f"--attn_impl {attn_impl} cannot be used here: {first_line(error)}", "Use --attn_impl sdpa."
@@ -82,6 +84,8 @@ def check_folder(path: Path) -> None:
     if not (path / "config.json").exists():
         raise ModelError(f"{path} has no config.json.", "A model is a folder with config.json and safetensors weights.")
     read_config(path)
+    if (path / "generation_config.json").exists():  # Transformers would go on without one that it cannot read
+        _read_json(path / "generation_config.json")
     shards = _shards(path)
     if not shards:
         pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
@@ -93,13 +97,17 @@ def check_folder(path: Path) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """``config.json`` of a model folder."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read: {first_line(error)}") from error
+    config = _read_json(path / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
     return config
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ModelError(f"{file} cannot be read: {first_line(error)}", "Fetch the model again.") from error
 
 
 def _shards(path: Path) -> list[Path]:
@@ -108,7 +116,7 @@ def _shards(path: Path) -> list[Path]:
         return sorted(path.glob("*.safetensors"))
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, AttributeError) as error:
         raise ModelError(f"{index} cannot be read: {first_line(error)}") from error
     absent = [name for name in names if not (path / name).exists()]
     if absent:
@@ -129,10 +137,11 @@ def _check_safetensors(file: Path) -> None:
             raise broken
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+            whole = 8 + length + end == size
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise broken from error
-    end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-    if 8 + length + end != size:
+    if not whole:
         raise broken
 
 

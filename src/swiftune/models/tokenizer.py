@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def _template_text(template: str, has_own: bool) -> str | None:
         return _builtin("chatml")
     file = Path(template)
     family = next((name for name in FAMILIES if template.lower().startswith(name)), None)
-    if family is None or file.is_file() or "jinja" in file.suffix:
+    if family is None or os.path.isfile(file) or "jinja" in file.suffix:
         return _read(file)
     if has_own:
         notice(f"--template {template}: the model's own chat template is used.")
@@ -115,7 +116,7 @@ def _builtin(name: str) -> str:
 
 def _read(file: Path) -> str:
     known = ["auto", "chatml", *FAMILIES]
-    if not file.is_file():
+    if not os.path.isfile(file):
         near = difflib.get_close_matches(str(file), known, n=2)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
         raise TemplateError(

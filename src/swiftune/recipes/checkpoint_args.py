@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def resolve(args: InferArguments) -> Resolved:
         for adapter in adapters:
             filled = _with_base(filled, adapter)
         return Resolved(filled, adapters, adapters[0])
-    if args.model and Path(args.model).is_dir():
+    if args.model and os.path.isdir(args.model):
         folder = checkpoint_in(Path(args.model))
         args = _fill(args.model_copy(update={"model": str(folder)}), folder)
         return Resolved(args, [], folder if (folder / "args.json").exists() else None)
@@ -68,10 +69,10 @@ def checkpoint_in(folder: Path) -> Path:
 
 def find_adapter(name: str, args: ModelArguments) -> Path:
     """The folder of an adapter: a checkpoint, a run's best or last checkpoint, or one from a hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return checkpoint_in(path)
-    if path.exists() or not _ID.fullmatch(name) or path.parent.is_dir():
+    if os.path.exists(path) or not _ID.fullmatch(name) or os.path.isdir(path.parent):
         return path  # whoever opens it says what is wrong with it
     try:
         return hub.find_model(name, use_hf=args.use_hf)

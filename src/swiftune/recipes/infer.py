@@ -109,7 +109,7 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
     from swiftune.data.ledger import Ledger
     from swiftune.recipes.answers import AnswerFile
 
-    ledger, aside = Ledger(), path.parent / f"{path.stem}.set_aside.jsonl"
+    ledger, aside = Ledger(strict=args.strict), path.parent / f"{path.stem}.set_aside.jsonl"
     samples = _samples(args, ledger)
     file = AnswerFile(
         engine, opened.renderer, sampling_of(args, args.seed), path, args.max_batch_size, args.max_length, ledger

@@ -59,6 +59,7 @@ def _train(args: SftArguments, *, command: str) -> None:
     if said:
         notice(said)
     _adapter(args, resume_from)  # a mistake is answered before hours of other work
+    _trackers(args.report_to)
     if processes.is_main_process:
         run_folder.check(args.output_dir, "--output_dir")
         if args.logging_dir:

@@ -67,7 +67,12 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
         UsageError, DataError: the data cannot be used, see ``data``.
     """
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    return (_stream if args.streaming else _store)(_Reader(args, opened), rows_per_step)
+    ledger = Ledger(
+        strict=args.strict,
+        max_bad_rows=args.max_bad_rows,
+        ahead=args.shuffle_buffer_size if args.streaming else None,
+    )
+    return (_stream if args.streaming else _store)(_Reader(args, opened, ledger), rows_per_step)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class _Reader:
 
     args: SftArguments
     opened: Opened
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger
 
     def samples(self, names: Sequence[str]) -> SampleStore:
         from swiftune.data.load import load_samples
@@ -122,6 +127,7 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
         train, val = split(train, args.split_dataset_ratio, args.data_seed)
     rows = reader.rows(train)
     val_rows = reader.rows(val) if len(val) else None
+    reader.ledger.check()
     feed = EpochFeed(
         rows,
         rows_per_step,

@@ -61,14 +61,14 @@ def silent() -> Iterator[None]:
 
 
 @contextmanager
-def hushed(beginning: str) -> Iterator[None]:
-    """Keeps one warning from the terminal, which a library gives about how another library calls it.
+def hushed(beginning: str, category: type[Warning] = FutureWarning) -> Iterator[None]:
+    """Keeps one warning of a library from the terminal: it is not for the user, or is said better elsewhere.
 
     Args:
         beginning: regular expression that the warning's text begins with.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", beginning, FutureWarning)
+        warnings.filterwarnings("ignore", beginning, category)
         yield
 
 

@@ -15,7 +15,7 @@ def seed_everything(seed: int, *, process: int = 0, deterministic: bool = False)
     import torch
 
     random.seed(seed + process)
-    np.random.seed(seed + process)
+    np.random.seed((seed + process) % 2**32)
     torch.manual_seed(seed + process)
     if deterministic:
         torch.use_deterministic_algorithms(True)

@@ -106,9 +106,9 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
-        with hushed(RENAMED):
+        with hushed(RENAMED), hushed("Found missing adapter keys", UserWarning):  # _check_fit says which
             wrapped = put()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"The adapter in {path} does not fit this base model: {_reason(error)}",
             "Name the base it was trained on with --model.",
