@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from swiftune.errors import OutputError
 from swiftune.types import Place, SetAside
@@ -77,6 +80,23 @@ class Ledger:
         self.used -= 1
         self.set_aside(place, reason, detail)
 
+    def state(self) -> dict[str, Any]:
+        """The whole account, as JSON has it."""
+        return {
+            "used": self.used,
+            "reasons": dict(self.reasons),
+            "examples": {reason: [asdict(entry) for entry in shown] for reason, shown in self.examples.items()},
+            "lines": "".join(self._blocks()),
+        }
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Takes the account over from ``state``."""
+        self.used, self.reasons = state["used"], dict(state["reasons"])
+        self.examples = {reason: list(map(entry_of, shown)) for reason, shown in state["examples"].items()}
+        self._lines.seek(0)
+        self._lines.truncate()
+        self._lines.write(state["lines"])
+
     def summary(self) -> str:
         """The account for the terminal: one line of totals, then a line for each reason with its first places."""
         lines = [f"{self.read:,} rows read = {self.used:,} used + {self.aside:,} set aside"]
@@ -94,15 +114,25 @@ class Ledger:
         Raises:
             OutputError: the file could not be written.
         """
-        self._lines.seek(0)
         try:
             with path.open("w", encoding="utf-8") as out:
-                while block := self._lines.read(1 << 20):
-                    out.write(block)
+                out.writelines(self._blocks())
         except OSError as error:
             raise OutputError(f"The list of rows set aside could not be written to {path}: {error.strerror}.") from None
+
+    def _blocks(self) -> Iterator[str]:
+        """All lines, in pieces."""
+        self._lines.seek(0)
+        try:
+            while block := self._lines.read(1 << 20):
+                yield block
         finally:
             self._lines.seek(0, 2)
+
+
+def entry_of(raw: Mapping[str, Any]) -> SetAside:
+    """What ``asdict`` has made JSON of."""
+    return SetAside(Place(**raw["place"]), raw["reason"], raw["detail"])
 
 
 def _line(entry: SetAside) -> str:
