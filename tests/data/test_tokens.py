@@ -14,7 +14,8 @@ import pytest
 from swiftune.data.ledger import Ledger, RowFault
 from swiftune.data.render import Renderer
 from swiftune.data.stream import SampleStream, stream_samples
-from swiftune.data.tokens import CUT_AWAY, NOTHING, TOO_LONG, TokenStore, TokenStream, fit, tokenize
+from swiftune.data.token_stream import TokenStream
+from swiftune.data.tokens import CUT_AWAY, NOTHING, TOO_LONG, TokenStore, fit, tokenize
 from swiftune.errors import DataError, OutputError
 from swiftune.types import IGNORE, Place, Row, Sample
 from tests.data import chats

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from swiftune.data.ledger import Ledger
 from swiftune.data.render import Renderer
 from swiftune.data.stream import stream_samples
-from swiftune.data.tokens import TokenStream
+from swiftune.data.token_stream import TokenStream
 from swiftune.errors import CheckpointError
 from swiftune.train.feed import EpochFeed, StreamFeed
 from swiftune.types import Row

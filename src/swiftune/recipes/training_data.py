@@ -145,7 +145,7 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
 
 def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
     from swiftune.data.stream import stream_samples
-    from swiftune.data.tokens import TokenStream
+    from swiftune.data.token_stream import TokenStream
 
     args = reader.args
     val = reader.samples(args.val_dataset)
