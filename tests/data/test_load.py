@@ -126,7 +126,7 @@ def test_a_second_load_reads_nothing_and_a_changed_file_is_read_again(tmp_path, 
     from swiftune.data import dataset
 
     read_rows = dataset.read_rows
-    monkeypatch.setattr(dataset, "read_rows", lambda path: reads.append(path) or read_rows(path))
+    monkeypatch.setattr(dataset, "read_rows", lambda *args: reads.append(args) or read_rows(*args))
     second = load(name)
     assert (reads, answers(second), second.fingerprint) == ([], answers(first), first.fingerprint)
     stamp = Path(name).stat()

@@ -13,7 +13,9 @@ import pytest
 
 from swiftune.data.ledger import Ledger, RowFault
 from swiftune.data.render import Renderer
-from swiftune.data.tokens import CUT_AWAY, NOTHING, TOO_LONG, TokenStore, fit, tokenize, tokenize_stream
+from swiftune.data.stream import SampleStream, stream_samples
+from swiftune.data.token_stream import TokenStream
+from swiftune.data.tokens import CUT_AWAY, NOTHING, TOO_LONG, TokenStore, fit, tokenize
 from swiftune.errors import DataError, OutputError
 from swiftune.types import IGNORE, Place, Row, Sample
 from tests.data import chats
@@ -182,16 +184,23 @@ def test_no_row_left_says_what_to_set() -> None:
         run([], renderer)
 
 
-def test_stream() -> None:
+def stream_of(rows: Sequence[Sample], folder: Path, ledger: Ledger) -> SampleStream:
+    """The samples from a file, in order."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"messages": row.messages}) + "\n" for row in rows))
+    return stream_samples([str(path)], Path, ledger=ledger, buffer_size=1, needs_answer=False)
+
+
+def test_stream(tmp_path: Path) -> None:
     renderer = Renderer(chats.tokenizer("qwen2"))
     rows = samples(200)
-    ledger = account(rows)
-    got = list(tokenize_stream(iter(rows), renderer, max_length=400, truncation_strategy="delete", ledger=ledger))
     store = run(rows, renderer, max_length=400)
-    assert all(same(left, right) for left, right in zip(got, store, strict=True))
-    assert ledger.used == len(store) < 199
-    with pytest.raises(DataError, match="Every row is longer"):
-        list(tokenize_stream(iter(rows[:3]), renderer, max_length=4, ledger=account(rows)))
+    ledger = Ledger()
+    stream = TokenStream(stream_of(rows, tmp_path, ledger), renderer, max_length=400)
+    got = stream.take(2 * len(store))
+    assert all(same(left, right) for left, right in zip(got, [*store, *store], strict=True))
+    with pytest.raises(DataError, match="Every row is longer.*the shortest has"):
+        TokenStream(stream_of(rows[:3], tmp_path, ledger), renderer, max_length=4).peek()
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,3 +298,84 @@ def test_a_stream_trains_as_the_same_rows_from_disk(base: Flags, tmp_path: Path)
         for name in ("out", "stream")
     )
     assert stream == disk  # 5 steps of 4 rows: into the second epoch of 12 rows
+
+
+@pytest.fixture
+def mixed_stream(base: Flags, tmp_path: Path) -> Flags:
+    """Two mixed streams, rows in them that are set aside when read and when tokenized; several epochs of them."""
+    long = {"messages": [{"role": "user", "content": "who " * 90}, {"role": "assistant", "content": "you"}]}
+    no_answer = {"messages": [{"role": "user", "content": "who"}]}
+    first = write_jsonl(tmp_path / "first.jsonl", [*chats(40, seed=1), long, no_answer, *chats(9, seed=2)])
+    second = tmp_path / "second.jsonl.gz"
+    plain = write_jsonl(tmp_path / "second.jsonl", [no_answer, *chats(70, seed=3), long])
+    second.write_bytes(gzip.compress(plain.read_bytes()))
+    del base["dataset"], base["val_dataset"], base["eval_steps"], base["num_train_epochs"]
+    return {
+        # A list of two is two words, so it comes from a file.
+        "config": _yaml(tmp_path / "data.yaml", {"dataset": [str(first), str(second)], "interleave_prob": [0.6, 0.4]}),
+        **base,
+        "streaming": "true",
+        "stopping_strategy": "all_exhausted",
+        "shuffle_buffer_size": 20,
+        "max_length": 64,
+    }
+
+
+def _yaml(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(values))  # which is YAML
+    return path
+
+
+def _outcome(run: Path) -> tuple[Any, ...]:
+    """All of a run that does not depend on the clock."""
+    steps = [{key: r[key] for key in ("loss", "acc", "grad_norm", "learning_rate")} for r in log_of(run) if "loss" in r]
+    last = max(run.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = json.loads((last / "trainer_state.json").read_text())
+    totals = (state["step"], state["rows"], state["tokens"], state["loss_sum"], state["feed"])
+    return (
+        last.name,
+        (last / "adapter_model.safetensors").read_bytes(),
+        steps,
+        totals,
+        (run / "set_aside.jsonl").read_text(),
+    )
+
+
+def test_a_stream_gone_on_with_ends_as_one_that_was_not_interrupted(mixed_stream: Flags, tmp_path: Path) -> None:
+    flags = mixed_stream | {"max_steps": 90, "save_steps": 37, "save_total_limit": 9}
+    assert sft(flags) == 0
+    run = run_of(tmp_path / "out")
+    for step in (37, 74):
+        again = tmp_path / f"from-{step}"
+        shutil.copytree(run, again / run.name)
+        for newer in range(step + 1, 91):
+            shutil.rmtree(again / run.name / f"checkpoint-{newer}", ignore_errors=True)
+        assert sft(flags, output_dir=again, resume_from_checkpoint="true") == 0
+        assert _outcome(run_of(again)) == _outcome(run)
+    assert len(_outcome(run)[-1].splitlines()) > 9
+
+
+def test_a_stream_stopped_by_ctrl_c_ends_as_one_that_was_not(mixed_stream: Flags, tmp_path: Path) -> None:
+    flags = mixed_stream | {"max_steps": 300, "save_steps": 1000}
+    assert sft(flags) == 0
+    command = [sys.executable, "-m", "swiftune.cli.main", "sft", *words(flags | {"output_dir": tmp_path / "stopped"})]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.time() + 60
+        while not list((tmp_path / "stopped").glob("v*/logging.jsonl")) and time.time() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert sft(flags, output_dir=tmp_path / "stopped", resume_from_checkpoint="true") == 0
+    assert _outcome(run_of(tmp_path / "stopped")) == _outcome(run_of(tmp_path / "out"))
+
+
+def test_a_stream_whose_file_has_changed_is_not_gone_on_with(
+    mixed_stream: Flags, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sft(mixed_stream, max_steps=2) == 0
+    write_jsonl(tmp_path / "first.jsonl", chats(50, seed=4))
+    assert sft(mixed_stream, max_steps=4, resume_from_checkpoint="true") == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "first.jsonl has changed since the checkpoint was written" in said
+    assert "Traceback" not in said

@@ -13,6 +13,7 @@ from swiftune.data.identity import Identity, is_self_cognition
 from swiftune.data.ledger import RowFault
 from swiftune.data.names import DatasetName
 from swiftune.data.sources import read_rows
+from swiftune.data.spot import Spot
 from swiftune.errors import DataError
 from swiftune.types import RawRow, Sample, SetAside
 
@@ -42,10 +43,11 @@ class Dataset:
         filled = (who or Identity()).or_default() if is_self_cognition(name.id) else None
         return cls(name, find_files(find(name.id), name.subset), columns or {}, filled, needs_answer)
 
-    def rows(self) -> Iterator[Sample | SetAside]:
-        """Every row read, as a sample or as what is wrong with it."""
-        for file in self.files:
-            for raw in read_rows(file):
+    def rows(self, spot: Spot | None = None) -> Iterator[Sample | SetAside]:
+        """Every row from ``spot`` on, which is moved along: as a sample, or as what is wrong with it."""
+        spot = spot or Spot()
+        for file in self.files[spot.file :]:
+            for raw in read_rows(file, spot):
                 if isinstance(raw, SetAside):
                     yield raw
                     continue
@@ -55,6 +57,7 @@ class Dataset:
                     yield to_sample(raw, self.columns, needs_answer=self.needs_answer)
                 except RowFault as fault:
                     yield SetAside(raw.place, fault.reason, fault.detail)
+            spot.next_file()
 
     def no_rows(self, faults: Iterable[SetAside]) -> DataError:
         """What to raise where no row of the data set can be used."""

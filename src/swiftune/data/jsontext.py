@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from swiftune.data.spot import Spot
+
 _CHUNK = 1 << 20
 _BLANK = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 16
@@ -26,20 +28,21 @@ class JsonText:
     """A window on the text, moved along as elements are taken.
 
     Args:
-        file: UTF-8, with or without a byte order mark.
+        file: UTF-8, at the byte of ``spot``.
         not_utf8: makes the error to raise from the line, the byte's index in it, and the byte.
+        spot: before the list, or behind an element of it; it is moved along.
     """
 
-    def __init__(self, file: IO[bytes], not_utf8: Callable[[int, int, int], Exception]) -> None:
+    def __init__(
+        self, file: IO[bytes], not_utf8: Callable[[int, int, int], Exception], spot: Spot | None = None
+    ) -> None:
         self._file = file
         self._not_utf8 = not_utf8
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._parse = json.JSONDecoder().raw_decode
         self._window = ""
         self._at = 0
-        self._line = 1
-        self._line_bytes = 0
-        """Bytes of the window's first line that lie before the window."""
+        self._spot = spot or Spot()
         self._ended = False
 
     def elements(self) -> Iterator[tuple[int, Any]]:
@@ -48,17 +51,19 @@ class JsonText:
         Raises:
             BrokenJson: where the list is broken.
         """
-        self._take("[")
-        if self._peek() == "]":
-            self._take("]")
+        if self._spot.parsed:
+            separator = self._take(",]")
         else:
-            separator = ","
-            while separator == ",":
-                self._peek()
-                yield self._line, self._element()
-                separator = self._take(",]")
+            self._take("[")
+            separator = self._take("]") if self._peek() == "]" else ","
+        while separator == ",":
+            self._peek()
+            line, value = self._spot.line, self._element()
+            self._spot.parsed = True
+            yield line, value
+            separator = self._take(",]")
         if self._peek():
-            raise BrokenJson(self._line, "something follows the closing ]")
+            raise BrokenJson(self._spot.line, "something follows the closing ]")
 
     def _peek(self) -> str:
         """Skips blanks; the next character, or nothing at the end."""
@@ -74,7 +79,7 @@ class JsonText:
     def _take(self, wanted: str) -> str:
         found = self._peek()
         if not found or found not in wanted:
-            raise BrokenJson(self._line, f"{' or '.join(wanted)} expected, {found or 'the end of the file'} found")
+            raise BrokenJson(self._spot.line, f"{' or '.join(wanted)} expected, {found or 'the end of the file'} found")
         self._move(self._at + 1)
         return found
 
@@ -86,25 +91,27 @@ class JsonText:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self._window) - _NEAR_END
                 if cut and self._more():
                     continue
-                raise BrokenJson(self._line + self._window.count("\n", self._at, error.pos), error.msg) from None
+                raise BrokenJson(self._spot.line + self._window.count("\n", self._at, error.pos), error.msg) from None
             except (ValueError, RecursionError) as error:
                 why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                raise BrokenJson(self._line, why) from None
+                raise BrokenJson(self._spot.line, why) from None
             if isinstance(value, int | float) and end > len(self._window) - _NEAR_END and self._more():
                 continue  # a number may go on: 1.5 | e+16
             self._move(end)
             return value
 
     def _move(self, to: int) -> None:
-        self._line += self._window.count("\n", self._at, to)
-        self._at = to
+        if to == self._at:
+            return
+        moved, self._at = self._window[self._at : to].encode(), to
+        lines, spot = moved.count(b"\n"), self._spot
+        spot.byte, spot.line = spot.byte + len(moved), spot.line + lines
+        spot.column = len(moved) - 1 - moved.rfind(b"\n") if lines else spot.column + len(moved)
 
     def _more(self) -> bool:
         """Drops what is taken and reads at least as much as is left, so that a long element is not parsed too often."""
         if self._ended:
             return False
-        *dropped_lines, dropped = self._window[: self._at].split("\n")
-        self._line_bytes = len(dropped.encode()) + (0 if dropped_lines else self._line_bytes)
         self._window = self._window[self._at :]
         self._at = 0
         raw = self._file.read(max(_CHUNK, 2 * len(self._window)))
@@ -113,6 +120,6 @@ class JsonText:
             self._window += self._decode(raw, self._ended)
         except UnicodeDecodeError as error:
             *whole_lines, last = (self._window.encode() + error.object[: error.start]).split(b"\n")
-            at = len(last) + (0 if whole_lines else self._line_bytes)
-            raise self._not_utf8(self._line + len(whole_lines), at, error.object[error.start]) from None
+            at = len(last) + (0 if whole_lines else self._spot.column)
+            raise self._not_utf8(self._spot.line + len(whole_lines), at, error.object[error.start]) from None
         return True

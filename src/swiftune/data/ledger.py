@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from swiftune.errors import DataError, OutputError
 from swiftune.types import Place, SetAside
@@ -142,6 +145,26 @@ class Ledger:
             cure += " Those that are too long fit a larger --max_length, or --truncation_strategy left or right."
         return DataError("\n".join(lines), cure)
 
+    def state(self) -> dict[str, Any]:
+        """The whole account, as JSON has it."""
+        return {
+            "used": self.used,
+            "withdrawn": self.withdrawn,
+            "first": [asdict(entry) for entry in self.first],
+            "reasons": dict(self.reasons),
+            "examples": {reason: [asdict(entry) for entry in shown] for reason, shown in self.examples.items()},
+            "lines": "".join(self._blocks()),
+        }
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Takes the account over from ``state``."""
+        self.used, self.withdrawn, self.reasons = state["used"], state["withdrawn"], dict(state["reasons"])
+        self.first = list(map(entry_of, state["first"]))
+        self.examples = {reason: list(map(entry_of, shown)) for reason, shown in state["examples"].items()}
+        self._lines.seek(0)
+        self._lines.truncate()
+        self._lines.write(state["lines"])
+
     def summary(self) -> str:
         """The account for the terminal: one line of totals, then a line for each reason with its first places."""
         lines = [f"{self.read:,} rows read = {self.used:,} used + {self.aside:,} set aside"]
@@ -159,13 +182,18 @@ class Ledger:
         Raises:
             OutputError: the file could not be written.
         """
-        self._lines.seek(0)
         try:
             with path.open("w", encoding="utf-8") as out:
-                while block := self._lines.read(1 << 20):
-                    out.write(block)
+                out.writelines(self._blocks())
         except OSError as error:
             raise OutputError(f"The list of rows set aside could not be written to {path}: {error.strerror}.") from None
+
+    def _blocks(self) -> Iterator[str]:
+        """All lines, in pieces."""
+        self._lines.seek(0)
+        try:
+            while block := self._lines.read(1 << 20):
+                yield block
         finally:
             self._lines.seek(0, 2)
 
@@ -173,6 +201,11 @@ class Ledger:
 def _shown(entry: SetAside) -> str:
     detail = entry.detail if len(entry.detail) <= 100 else entry.detail[:99] + "…"
     return f"{entry.place}: {entry.reason}{detail and f' ({detail})'}"
+
+
+def entry_of(raw: Mapping[str, Any]) -> SetAside:
+    """What ``asdict`` has made JSON of."""
+    return SetAside(Place(**raw["place"]), raw["reason"], raw["detail"])
 
 
 def _line(entry: SetAside) -> str:

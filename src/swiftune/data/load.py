@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from swiftune.data import dataset, files, formats, identity, jsontext, messages, sources, store, unpack
+from swiftune.data import dataset, files, formats, identity, jsontext, messages, sources, spot, store, unpack
 from swiftune.data.dataset import Dataset, Find
 from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
@@ -126,5 +126,5 @@ def _sha256(path: Path) -> str:
 @functools.cache
 def _code() -> str:
     """A part is as old as the code that recognised its rows."""
-    modules = (dataset, files, formats, identity, jsontext, messages, sources, store, unpack)
+    modules = (dataset, files, formats, identity, jsontext, messages, sources, spot, store, unpack)
     return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()

@@ -1,13 +1,13 @@
 """Files to rows, one at a time, each with the place it was read at.
 
 Memory stays bounded: JSON lines and CSV are read by line, JSON lists by element, parquet by batches of rows. Only a
-``.json`` file that is one object spread over many lines is held whole.
+``.json`` file that is one object spread over many lines is held whole. It is also the only one of which rows are parsed
+again to go on from a spot; packed files are unpacked up to it.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import shutil
 import sys
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from swiftune.data.files import format_of
 from swiftune.data.jsontext import BrokenJson, JsonText
+from swiftune.data.spot import Spot
 from swiftune.data.unpack import open_bytes
 from swiftune.errors import DataError
 from swiftune.types import Place, RawRow, SetAside
@@ -25,17 +26,21 @@ from swiftune.types import Place, RawRow, SetAside
 NOT_JSON = "not valid JSON"
 CSV_WIDTH = "not as many fields as the header has"
 _CONVERSATIONS = {"messages", "conversations", "conversation"}
+_BOM = b"\xef\xbb\xbf"
 
 
-def read_rows(path: Path) -> Iterator[RawRow | SetAside]:
+def read_rows(path: Path, spot: Spot | None = None) -> Iterator[RawRow | SetAside]:
     """The rows of one file; a row that cannot be parsed comes as ``SetAside``.
+
+    Args:
+        spot: where to begin; it is moved along, and always lies behind the row given last.
 
     Raises:
         DataError: the file cannot be read, is not UTF-8, or holds nothing that parses.
     """
     reader = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}[format_of(path) or ".json"]
     with open_bytes(path) as file:
-        yield from reader(str(path), file)
+        yield from reader(str(path), file, spot or Spot())
 
 
 def _not_utf8(path: str, line: int, at: int, byte: int) -> DataError:
@@ -50,51 +55,55 @@ def _not_utf8(path: str, line: int, at: int, byte: int) -> DataError:
     )
 
 
-def _lines(path: str, file: IO[bytes]) -> Iterator[str]:
-    for number, raw in enumerate(file, 1):
+def _lines(path: str, file: IO[bytes], spot: Spot) -> Iterator[str]:
+    file.seek(spot.byte)
+    for raw in file:
         try:
-            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = raw.decode("utf-8" if spot.byte else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, number, error.start, error.object[error.start]) from None
+            raise _not_utf8(path, spot.line, error.start, error.object[error.start]) from None
+        spot.byte, spot.line = spot.byte + len(raw), spot.line + 1
+        yield line
 
 
 # JSON. Hubs use .json for lists and for lines, and .jsonl files that are lists exist: the first character tells.
 
 
 def _starts_with(mark: bytes, file: IO[bytes]) -> bool:
-    return file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(mark)  # type: ignore[attr-defined, no-any-return]
+    file.seek(0)
+    return file.peek(4096)[:4096].removeprefix(_BOM).lstrip().startswith(mark)  # type: ignore[attr-defined, no-any-return]
 
 
-def _json(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
+def _json(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow | SetAside]:
     """A list; an object that wraps one or is a row itself; or lines."""
-    if not _starts_with(b"{", file):
-        yield from _json_lines(path, file)
+    value = _object(path, file) if _starts_with(b"{", file) else None
+    if value is None:
+        yield from _json_lines(path, file, spot)
         return
-    lines = _lines(path, file)
+    for row in _unwrap(value)[spot.line - 1 :]:
+        spot.line += 1
+        yield RawRow(Place(path, spot.line - 1), row)
+
+
+def _object(path: str, file: IO[bytes]) -> dict[str, Any] | None:
+    """The one object that the file is; None where it is lines."""
+    lines = _lines(path, file, Spot())
     head: list[str] = []  # up to the second line that is not blank
     for line in lines:
         head.append(line)
         if sum(bool(line.strip()) for line in head) == 2:
-            if _parses("".join(head[:-1])):
-                yield from _objects(path, itertools.chain(head, lines))
-                return
+            if _parsed("".join(head[:-1])) is not None:
+                return None
             break
-    text = "".join([*head, *lines])
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        yield from _objects(path, text.split("\n"))
-        return
-    for number, row in enumerate(_unwrap(value), 1):
-        yield RawRow(Place(path, number), row)
+    return _parsed("".join([*head, *lines]))
 
 
-def _parses(line: str) -> bool:
+def _parsed(text: str) -> dict[str, Any] | None:
+    """The object, or None where the text is not valid JSON."""
     try:
-        json.loads(line)
+        return json.loads(text)  # type: ignore[no-any-return]
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def _unwrap(value: dict[str, Any]) -> list[Any]:
@@ -110,32 +119,28 @@ def _unwrap(value: dict[str, Any]) -> list[Any]:
     return [value]
 
 
-def _json_lines(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
-    if _starts_with(b"[", file):
-        yield from _json_list(path, file)
-    else:
-        yield from _objects(path, _lines(path, file))
+def _json_lines(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow | SetAside]:
+    yield from (_json_list if _starts_with(b"[", file) else _objects)(path, file, spot)
 
 
-def _objects(path: str, lines: Iterator[str] | list[str]) -> Iterator[RawRow | SetAside]:
+def _objects(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow | SetAside]:
     """JSON lines. Lines at fault are handed on, but a file in which no line is an object is no data."""
-    parsed, first_fault = 0, None
-    for number, line in enumerate(lines, 1):
+    for line in _lines(path, file, spot):
         if not line.strip():
             continue
-        place = Place(path, number)
+        place = Place(path, spot.line - 1)
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             fault = SetAside(place, NOT_JSON, f"{_why(error)}: {shorten(line)}")
-            first_fault = first_fault or fault
+            spot.fault = spot.fault or f"{place}: {fault.detail}"
             yield fault
             continue
-        parsed += isinstance(value, dict)
+        spot.parsed |= isinstance(value, dict)
         yield RawRow(place, value)
-    if first_fault and not parsed:
+    if spot.fault and not spot.parsed:
         raise DataError(
-            f"{path} holds no JSON object on any line; {first_fault.place}: {first_fault.detail}",
+            f"{path} holds no JSON object on any line; {spot.fault}",
             'A row is one object on one line, like {"query": "…", "response": "…"}; or the file is one JSON list.',
         )
 
@@ -146,8 +151,11 @@ def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _json_list(path: str, file: IO[bytes]) -> Iterator[RawRow]:
-    text = JsonText(file, lambda line, at, byte: _not_utf8(path, line, at, byte))
+def _json_list(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow]:
+    if not spot.byte and file.peek(len(_BOM)).startswith(_BOM):  # type: ignore[attr-defined]
+        spot.byte = len(_BOM)
+    file.seek(spot.byte)
+    text = JsonText(file, lambda line, at, byte: _not_utf8(path, line, at, byte), spot)
     try:
         for line, value in text.elements():
             yield RawRow(Place(path, line), value)
@@ -168,26 +176,28 @@ def shorten(value: Any, limit: int = 60) -> str:
 # CSV and parquet.
 
 
-def _csv(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
+def _csv(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow | SetAside]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(_lines(path, file), strict=True)
+    head = Spot()
     start = 1
     try:
-        header = next(reader, [])
+        header = next(csv.reader(_lines(path, file, head), strict=True), [])
         other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
         if other:
             mark = "a tab" if other == "\t" else repr(other)
             raise DataError(f"{path}:1 parts its columns by {mark}.", "Write the file again with commas.")
         if len(set(header)) != len(header):
             raise DataError(f"{path}:1 names a column twice: {', '.join(header)}.", "Give each column its own name.")
-        start = reader.line_num + 1
-        for fields in reader:
+        if not spot.byte:
+            spot.byte, spot.line = head.byte, head.line
+        start = spot.line
+        for fields in csv.reader(_lines(path, file, spot), strict=True):
             place = Place(path, start)
             if len(fields) == len(header):
                 yield RawRow(place, dict(zip(header, fields, strict=True)))
             elif fields:
                 yield SetAside(place, CSV_WIDTH, f"{len(fields)} fields, the header has {len(header)}")
-            start = reader.line_num + 1
+            start = spot.line
     except csv.Error as error:
         raise DataError(
             f"{path}: the row that starts on line {start} is not CSV: {error}.",
@@ -195,7 +205,8 @@ def _csv(path: str, file: IO[bytes]) -> Iterator[RawRow | SetAside]:
         ) from None
 
 
-def _parquet(path: str, file: IO[bytes]) -> Iterator[RawRow]:
+def _parquet(path: str, file: IO[bytes], spot: Spot) -> Iterator[RawRow]:
+    """Row groups before the spot are not read, and rows before it are not converted."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -204,14 +215,18 @@ def _parquet(path: str, file: IO[bytes]) -> Iterator[RawRow]:
             shutil.copyfileobj(file, whole)
             whole.seek(0)
             file = whole
-        number = 0
         try:
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield RawRow(Place(path, number), value)
+            reader = parquet.ParquetFile(file)
+            group, passed = 0, spot.line - 1
+            while passed and passed >= (rows := reader.metadata.row_group(group).num_rows):
+                group, passed = group + 1, passed - rows
+            for batch in reader.iter_batches(256, row_groups=range(group, reader.num_row_groups)):
+                for value in batch.slice(min(passed, batch.num_rows)).to_pylist():
+                    spot.line += 1
+                    yield RawRow(Place(path, spot.line - 1), value)
+                passed = max(0, passed - batch.num_rows)
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            where = f"after row {number}" if number else "from its start"
+            where = f"after row {spot.line - 1}" if spot.line > 1 else "from its start"
             raise DataError(
                 f"{path} is no readable parquet file {where}: {shorten(str(error), 120)}.", "Fetch it again."
             ) from None

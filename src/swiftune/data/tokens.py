@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import os
 import time
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from swiftune.data.ledger import Ledger, RowFault
-from swiftune.data.stream import SampleStream
 from swiftune.errors import DataError, OutputError
 from swiftune.runtime import paths
 from swiftune.runtime.console import err
@@ -143,40 +141,8 @@ def tokenize(
     for index, reason, detail in store.faults():
         ledger.withdraw(samples[index].place, reason, detail)
     if not len(store):
-        raise _nothing_left(((samples[index], reason, detail) for index, reason, detail in store.faults()), max_length)
+        raise nothing_left(((samples[index], reason, detail) for index, reason, detail in store.faults()), max_length)
     return store
-
-
-def tokenize_stream(
-    samples: Iterable[Sample],
-    renderer: Renderer,
-    *,
-    max_length: int,
-    truncation_strategy: TruncationStrategy = "delete",
-    ledger: Ledger,
-) -> Iterator[Row]:
-    """``tokenize`` for samples that are read as they are needed: nothing is kept.
-
-    Raises:
-        DataError: the samples, or an epoch of an endless stream, have ended and none was a row.
-    """
-    faults: list[tuple[Sample, str, str]] = []
-    any_row = False
-    epoch = samples.epoch if isinstance(samples, SampleStream) else 0
-    iterator = iter(samples)
-    while batch := list(itertools.islice(iterator, 64)):
-        for sample, row in zip(batch, renderer.rows(batch), strict=True):
-            fitted = fit(row, max_length, truncation_strategy)
-            if isinstance(fitted, RowFault):
-                ledger.withdraw(sample.place, fitted.reason, fitted.detail)
-                faults = faults if any_row else [*faults[:999], (sample, fitted.reason, fitted.detail)]
-            else:
-                any_row = True
-                yield fitted
-        if not any_row and isinstance(samples, SampleStream) and samples.epoch > epoch:
-            break  # it would go on so for ever
-    if not any_row:
-        raise _nothing_left(faults, max_length)
 
 
 def fit(row: Row | RowFault, max_length: int, strategy: TruncationStrategy) -> Row | RowFault:
@@ -353,7 +319,7 @@ def _shown(
             progress.stop()
 
 
-def _nothing_left(faults: Iterable[tuple[Sample, str, str]], max_length: int) -> DataError:
+def nothing_left(faults: Iterable[tuple[Sample, str, str]], max_length: int) -> DataError:
     """What to raise where no row can be used, out of what was wrong with each."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}

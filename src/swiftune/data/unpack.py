@@ -22,7 +22,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A buffered reader (with ``peek``) of the unpacked bytes.
+    """A buffered reader (with ``peek`` and ``seek``) of the unpacked bytes.
 
     Raises:
         DataError: here or while reading: the file cannot be opened, or its packing is broken or cut short.
@@ -59,12 +59,32 @@ class _Zstd(io.RawIOBase):
         self._file = file
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file.seek(0)
         self._frame = self._new_frame()
         self._fed = False
         self._ready = memoryview(b"")
+        self._at = 0
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Unpacks up to there; from the beginning, where that lies behind."""
+        assert whence == io.SEEK_SET
+        if offset < self._at:
+            self._begin()
+        while self._at < offset and self.read(min(offset - self._at, 1 << 20)):
+            pass
+        return self._at
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         while not self._ready:
@@ -85,4 +105,5 @@ class _Zstd(io.RawIOBase):
         size = min(len(out), len(self._ready))
         out[:size] = self._ready[:size]
         self._ready = self._ready[size:]
+        self._at += size
         return size

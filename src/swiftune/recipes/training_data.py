@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +151,7 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
 
 def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
     from swiftune.data.stream import stream_samples
-    from swiftune.data.tokens import tokenize_stream
+    from swiftune.data.token_stream import TokenStream
 
     args = reader.args
     val = reader.samples(args.val_dataset)
@@ -168,17 +167,15 @@ def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
         interleave_prob=args.interleave_prob,
         stopping_strategy=args.stopping_strategy,
     )
-    rows = tokenize_stream(
+    rows = TokenStream(
         samples,
         reader.opened.renderer,
         max_length=args.max_length,
         truncation_strategy=args.truncation_strategy,
-        ledger=reader.ledger,
     )
-    first = next(rows)
     return TrainingData(
-        StreamFeed(itertools.chain([first], rows), rows_per_step, max_steps=args.max_steps),
-        first=first,
+        StreamFeed(rows, rows_per_step, max_steps=args.max_steps),
+        first=rows.peek(),
         longest=args.max_length,
         rows_per_step=rows_per_step,
         ledger=reader.ledger,

@@ -63,6 +63,8 @@ class TrainerState:
     """Seconds of training so far, those before a resume included."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation's."""
+    feed: dict[str, Any] = field(default_factory=dict)
+    """The place in the data, where the step alone does not tell it."""
 
 
 @dataclass(frozen=True)

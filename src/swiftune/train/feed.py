@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from swiftune.errors import CheckpointError
 from swiftune.types import Row
 
 
@@ -19,6 +19,14 @@ class RowStore(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Row: ...
+
+
+class RowStream(Protocol):
+    """Tokenized rows one after the other, without end."""
+
+    def take(self, count: int) -> list[Row]: ...
+    def state(self, *, again: bool = False) -> dict[str, Any]: ...
+    def go_to(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Feed(Protocol):
@@ -32,7 +40,22 @@ class Feed(Protocol):
         ...
 
     def take(self, step: int) -> list[Row]:
-        """The rows of step number ``step`` (from 0), for all processes. A streaming feed only goes forward."""
+        """The rows of step number ``step`` (from 0), for all processes. A stream gives its steps in order."""
+        ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What ``go_to`` takes to have step number ``step`` come next; as JSON has it.
+
+        The step is the one that was taken last, or the one behind it.
+        """
+        ...
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Goes to the place that ``state`` told, of this feed or of another one over the same data.
+
+        Raises:
+            CheckpointError: it is no place in this data.
+        """
         ...
 
 
@@ -67,6 +90,13 @@ class EpochFeed:
         chosen = self._order[1][part * self.rows_per_step : (part + 1) * self.rows_per_step]
         return [self.store[int(i)] for i in chosen]
 
+    def state(self, step: int) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing: the number of the step is enough."""
+        return {}
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Nothing: ``take`` goes anywhere."""
+
     def _epoch_order(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
             return range(len(self.store))
@@ -74,26 +104,32 @@ class EpochFeed:
 
 
 class StreamFeed:
-    """Rows as a stream brings them, ``max_steps`` steps of them.
+    """Rows as a stream brings them, ``max_steps`` steps of them."""
 
-    Args:
-        rows: an endless iterator (over and over the data); where it ends all the same, so does training.
-    """
-
-    def __init__(self, rows: Iterator[Row], rows_per_step: int, *, max_steps: int) -> None:
+    def __init__(self, rows: RowStream, rows_per_step: int, *, max_steps: int) -> None:
         self.rows, self.rows_per_step, self.steps = rows, rows_per_step, max_steps
-        self._next = 0
+        self._taken: int | None = None
+        """The step that was taken last."""
 
     def epoch(self, step: int) -> float:
         """The length of an epoch is not known; the share of the run that is done."""
         return step / self.steps
 
     def take(self, step: int) -> list[Row]:
-        """The rows of step number ``step``; what lies before it and was not taken is skipped."""
-        while self._next < step:
-            self._read()
-        return self._read()
+        """The next rows."""
+        self._taken = step
+        return self.rows.take(self.rows_per_step)
 
-    def _read(self) -> list[Row]:
-        self._next += 1
-        return list(itertools.islice(self.rows, self.rows_per_step))
+    def state(self, step: int) -> dict[str, Any]:
+        """The place of the stream, before or behind the rows taken last."""
+        return self.rows.state(again=step == self._taken)
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there, without reading what lies before."""
+        if not state:
+            raise CheckpointError(
+                "The checkpoint tells no place in a stream.",
+                "Take one of a run with --streaming true, or its weights only: --resume_only_model true.",
+            )
+        self._taken = None
+        self.rows.go_to(state)

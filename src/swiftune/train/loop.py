@@ -347,6 +347,7 @@ class Trainer:
         """Writes a checkpoint. It can become the best one only if it was ``evaluated``."""
         acc, state, self.saved_step = self.accelerator, self.state, self.state.step
         state.elapsed, state.budget = time.perf_counter() - self.began, self.layout.budget
+        state.feed = self.feed.state(state.step)
         if evaluated and self._better(state.saved_best):
             state.saved_best, state.best_step = self._metric(), state.step
         processes = checkpoint.of_all_processes(acc, {"window": self.window.state()})
@@ -397,6 +398,7 @@ class Trainer:
                 f"{self.feed.steps} steps: nothing is left to do.",
                 "Set a higher --num_train_epochs or --max_steps.",
             )
+        self.feed.go_to(self.state.feed)
         self.log.go_on_from(self.state.step)
         if self.accelerator.is_main_process and folder.parent == self.run:
             self.saver.settle(self.state.step, self.state.best_step)
