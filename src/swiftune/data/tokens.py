@@ -128,7 +128,7 @@ def tokenize(
         OutputError: the cache cannot be written.
     """
     target = (cache_dir or paths.cache_dir() / "tokens") / _key(samples, renderer, max_length, truncation_strategy)
-    with paths.locked(f"tokens-{target.name}"):
+    with paths.locked(paths.lock_of(target), "tokenizing the same rows"):
         cached = target.is_dir()
         if not cached:
             try:
