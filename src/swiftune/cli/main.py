@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftune import __version__
 from swiftune.errors import ArgumentsError, Interrupted, SwiftuneError
+from swiftune.runtime import stop
 
 if TYPE_CHECKING:
     from swiftune.config import Arguments
@@ -64,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    with stop.heeded():
+        return _code_of(words)
+
+
+def _code_of(words: list[str]) -> int:
+    """The exit code of ``swift`` with these words, once the user knows what it means."""
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -71,19 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwiftuneError as error:
         _show(error)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         print("interrupted", file=sys.stderr)
-        return 130
+        return stop.exit_code(asked)
     except BrokenPipeError:
         # Whoever read our output has left (`swift sft --help | head`). Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if _has_lost_peer(error):
-            from swiftune.runtime.launch import LOST_PEER
+        from swiftune.runtime import launch
 
+        if launch.has_lost_peer(error):
             print("error: another process of this run has ended.", file=sys.stderr)
-            return LOST_PEER
+            return launch.LOST_PEER
         import traceback
 
         traceback.print_exc()
@@ -143,11 +150,6 @@ def _no_such(name: str) -> ArgumentsError:
     return ArgumentsError(
         [f"there is no command {name!r}; " + (f"did you mean swift {near}?" if near else f"{commands}.")]
     )
-
-
-def _has_lost_peer(error: Exception) -> bool:
-    """Whether a process cannot go on because another one, which will say why, has failed."""
-    return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and " peer" in str(error)
 
 
 def _show(error: SwiftuneError) -> None:
