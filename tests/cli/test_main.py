@@ -17,6 +17,7 @@ from swiftune.cli.main import COMMANDS, NOT_BUILT, main
 from swiftune.config.commands import COMMANDS as ARGUMENTS
 from swiftune.config.declare import arguments_of
 from swiftune.errors import DataError, Interrupted, RunError
+from swiftune.runtime import log_file
 from swiftune.runtime.stop import Terminated
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "yaml")
@@ -157,7 +158,8 @@ def test_a_fault_is_told_in_two_lines_and_its_traceback_is_where_they_say(
     debug: str, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(words: list[str]) -> int:
-        raise ZeroDivisionError("oh")
+        with log_file.of(words):
+            raise ZeroDivisionError("oh")
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / ("cache" if writable else "file/cache")))

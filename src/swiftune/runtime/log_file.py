@@ -108,12 +108,12 @@ def fault(error: Exception) -> Path | None:
     """
     if _file.fault is not error:
         _logger.critical("A fault of Swiftune:", exc_info=error)
-        for place in (lambda: _file.path, _in_cache):
+        for own in (_file.path, None):
             with suppress(OSError):
-                if path := place():
-                    _file.write_to(path)
-                    _file.path, _file.fault = path, error
-                    return path
+                path = own or _in_cache()
+                _file.write_to(path)
+                _file.path, _file.fault = path, error
+                return path
         return None
     return _file.path
 
