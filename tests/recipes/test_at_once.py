@@ -123,7 +123,7 @@ def test_a_run_is_not_gone_on_with_while_it_goes_on(base: Flags, tmp_path: Path)
         process.communicate(timeout=60)
     assert second.returncode == 2
     assert said.splitlines()[-1] == (
-        f"error: {run} is in use: process {process.pid} trains in it. Wait for its end, or name another --output_dir."
+        f"error: {run} is in use: process {process.pid} trains in it. Wait for its end, or begin another run."
     )
     assert process.returncode == 143
     assert not (run / ".lock").exists()

@@ -31,7 +31,7 @@ def test_it_has_what_the_run_said(base: Flags, tmp_path: Path) -> None:
     order = [
         f"INFO     swift sft --model {base['model']} ",
         "INFO     5 rows read = 4 used + 1 set aside",
-        "INFO     7,168 of ",
+        "INFO     16,384 of 129,600 parameters are trained",
         f"INFO     Done. The run is in {run}",
     ]
     found = [next(i for i, line in enumerate(lines) if line.startswith(beginning)) for beginning in order]

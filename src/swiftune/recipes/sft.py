@@ -302,7 +302,7 @@ def _trackers(report_to: Sequence[str]) -> list[str]:
 
 
 def _checkpoint_to_resume(args: SftArguments) -> Path | None:
-    from swiftune.train import checkpoint
+    from swiftune.train import checkpoint, run_folder
 
     asked = args.resume_from_checkpoint
     if asked is None:
@@ -311,6 +311,8 @@ def _checkpoint_to_resume(args: SftArguments) -> Path | None:
     if checkpoint.listing(folder):  # a run's folder
         folder = checkpoint.newest(folder)
     if not args.resume_only_model:
+        if folder != Path(asked):
+            run_folder.refuse_alive(folder.parent)  # its newest checkpoint will soon be another
         checkpoint.read_state(folder)
         _say_what_changed(args, folder)
     return folder.resolve()

@@ -20,7 +20,7 @@ from swiftune.runtime import log_file
 
 LOCK = ".lock"
 _PATIENCE = 0.5
-"""Seconds in which another process has to let go of the lock: one that only looks whether the run is alive does."""
+"""Seconds in which a process has to let go of the lock that only looks whether the run is alive."""
 
 
 def check(folder: str | Path, flag: str) -> None:
@@ -96,7 +96,7 @@ def is_alive(run: Path) -> bool:
     if not (run / LOCK).exists():
         return False
     try:
-        with FileLock(run / LOCK, timeout=0):
+        with FileLock(run / LOCK, timeout=_PATIENCE):
             return False
     except Timeout:
         return True
@@ -108,7 +108,7 @@ def _taken(run: Path) -> UsageError:
     except (OSError, ValueError):
         number = ""
     who = f"process {number}" if number else "another process"
-    return UsageError(f"{run} is in use: {who} trains in it.", "Wait for its end, or name another --output_dir.")
+    return UsageError(f"{run} is in use: {who} trains in it.", "Wait for its end, or begin another run.")
 
 
 def _discard_unused(run: Path) -> None:
