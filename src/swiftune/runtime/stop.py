@@ -31,6 +31,7 @@ def heeded() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if signal.getsignal(signal.SIGTERM) is _raise:  # else the process is about to end
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -52,9 +53,23 @@ def unheard() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _raise(number: int, _frame: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
     _leave_at_the_next()
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    _raise_outside_imports(Terminated if number == signal.SIGTERM else KeyboardInterrupt, frame)
+
+
+def _raise_outside_imports(asked: type[KeyboardInterrupt], frame: FrameType | None) -> None:
+    """Raises ``asked``, later if a module is being loaded: the C++ of one that cannot load, as PyTorch's, aborts."""
+    if not _imports(frame):
+        raise asked
+    signal.signal(signal.SIGALRM, lambda _, later: _raise_outside_imports(asked, later))
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _leave_at_the_next() -> None:
