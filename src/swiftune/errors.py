@@ -9,12 +9,12 @@
     │   ├── ModelError               a model folder that is no usable model
     │   ├── AdapterError             an adapter that is none, or fits another base
     │   └── CheckpointError          a checkpoint that cannot be resumed from
-    └── RunError            exit 1   something failed while running
-        ├── OutputError              a folder or file could not be written
-        ├── DownloadError            a hub answered with an error, or not at all
-        ├── OutOfMemoryError         even one row at a time does not fit
-        └── MissingPackageError      an optional package is needed, with the line that installs it
-    Interrupted             exit 130 Ctrl-C; what was to be saved has been saved
+    ├── RunError            exit 1   something failed while running
+    │   ├── OutputError              a folder or file could not be written
+    │   ├── DownloadError            a hub answered with an error, or not at all
+    │   ├── OutOfMemoryError         even one row at a time does not fit
+    │   └── MissingPackageError      an optional package is needed, with the line that installs it
+    └── Interrupted         exit 130 Ctrl-C; what was to be saved has been saved (exit 143: SIGTERM)
 
 A user's mistake is always one of these and is shown without a traceback. An ``assert`` is for us.
 """
@@ -107,6 +107,6 @@ class MissingPackageError(RunError):
 
 
 class Interrupted(SwiftuneError):  # noqa: N818 - not an error: the user asked for it
-    """Ctrl-C. Raised after everything that had to be saved was saved."""
+    """Ctrl-C or SIGTERM. Raised after everything that had to be saved was saved."""
 
     exit_code = 130

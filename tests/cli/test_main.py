@@ -17,6 +17,8 @@ from swiftune.cli.main import COMMANDS, NOT_BUILT, main
 from swiftune.config.commands import COMMANDS as ARGUMENTS
 from swiftune.config.declare import arguments_of
 from swiftune.errors import DataError, Interrupted, RunError
+from swiftune.runtime import log_file
+from swiftune.runtime.stop import Terminated
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "yaml")
 
@@ -135,7 +137,7 @@ def test_a_reader_that_leaves_is_no_fault_of_ours() -> None:
             "interrupted: Stopped at step 3. Go on with",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh\nerror: this is a fault of Swiftune"),
+        (Terminated(), 143, "interrupted\n"),
     ],
 )
 def test_what_a_command_raises_becomes_an_exit_code(
@@ -148,7 +150,31 @@ def test_what_a_command_raises_becomes_an_exit_code(
     assert main([]) == code
     shown = capsys.readouterr().err
     assert said in shown
-    assert ("Traceback" in shown) == isinstance(error, ZeroDivisionError)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(("debug", "writable"), [("", True), ("1", True), ("", False)])
+def test_a_fault_is_told_in_two_lines_and_its_traceback_is_where_they_say(
+    debug: str, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: list[str]) -> int:
+        with log_file.of(words):
+            raise ZeroDivisionError("oh")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / ("cache" if writable else "file/cache")))
+    monkeypatch.setenv("SWIFTUNE_DEBUG", debug)
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main([]) == 1
+    *above, first, second = capsys.readouterr().err.splitlines()
+    assert first == f"error: this is a fault of Swiftune {__version__}, not yours: ZeroDivisionError: oh"
+    assert ("Traceback (most recent call last):" in above) == bool(debug or not writable)
+    if writable:
+        (log,) = (tmp_path / "cache/logs").iterdir()
+        assert second == f"Please report it with {log}."
+        assert "ZeroDivisionError: oh" in log.read_text()
+    else:
+        assert second == "Please report it with the lines above."
 
 
 def test_a_mistake_shows_where_it_was_noticed_if_asked() -> None:

@@ -55,7 +55,7 @@ def test_a_run_leaves_what_is_promised(base: Flags, tmp_path: Path, capfd: pytes
     run = run_of(tmp_path / "out")
     names = {path.name for path in run.iterdir()}
     assert names == {
-        *("args.json", "run.json", "logging.jsonl", "set_aside.jsonl", "images", "runs"),
+        *("args.json", "run.json", "run.log", "logging.jsonl", "set_aside.jsonl", "images", "runs"),
         *("checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-best"),
     }
     assert {p.name for p in (run / "images").iterdir()} == {"loss.png", "acc.png", "learning_rate.png", "grad_norm.png"}

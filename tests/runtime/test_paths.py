@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swiftune.errors import OutputError
-from swiftune.runtime.paths import cache_dir, locked, staged
+from swiftune.runtime.paths import cache_dir, lock_of, locked, staged
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +41,20 @@ def test_what_a_killed_process_left_is_emptied(tmp_path: Path) -> None:
     assert list(target.iterdir()) == []
 
 
+def test_what_nobody_makes_any_more_is_removed_and_what_somebody_makes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path))
+    things = tmp_path / "things"
+    for name in ("killed", "made"):
+        (things / f".{name}.part").mkdir(parents=True)
+    with locked(lock_of(things / "made"), "making it"), staged(things / "other"):
+        pass
+    assert sorted(path.name for path in things.iterdir()) == [".made.part", "other"]
+
+
 def _append(file: Path) -> None:
-    with locked("thing"):
+    with locked("thing", "counting"):
         before = file.read_text()
         file.write_text(before + "x")
 
@@ -63,5 +75,5 @@ def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OutputError, match="SWIFTUNE_CACHE"), locked("thing"):
+    with pytest.raises(OutputError, match="SWIFTUNE_CACHE"), locked("thing", "making it"):
         pass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swiftune.errors import Interrupted, UsageError
 from swiftune.runtime.console import err
+from swiftune.runtime.stop import Terminated, exit_code, heed
 
 if TYPE_CHECKING:
     from swiftune.cli.keyboard import Keyboard
@@ -44,7 +45,7 @@ def talk(conversation: Conversation, stream: bool) -> None:
     """Chats until the user leaves, or answers each line of a piped stdin on stdout, where nothing else is written.
 
     Raises:
-        Interrupted: Ctrl-C while a pipe is answered.
+        Interrupted: Ctrl-C or SIGTERM while a pipe is answered.
     """
     if sys.stdin.isatty():
         _talk_in_terminal(conversation, stream)
@@ -66,10 +67,13 @@ def _talk_in_terminal(conversation: Conversation, stream: bool) -> None:
             if _command(text, conversation, keyboard) or not text:
                 continue
             _answer(conversation, text, stream)
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             if stopped:
                 return
             stopped = True
+            heed()
             err().print("\nStopped. Ctrl-C again leaves.", style="dim")
         except EOFError:
             return
@@ -85,8 +89,10 @@ def _answer_lines(conversation: Conversation, stream: bool) -> None:
                 _answer(conversation, text, stream)
     except EOFError:
         return
-    except KeyboardInterrupt:
-        raise Interrupted("Stopped.") from None
+    except KeyboardInterrupt as asked:
+        stopped = Interrupted("Stopped.")
+        stopped.exit_code = exit_code(asked)
+        raise stopped from None
 
 
 def _answer(conversation: Conversation, text: str, stream: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftune import __version__
 from swiftune.errors import ArgumentsError, Interrupted, SwiftuneError
+from swiftune.runtime import stop
 
 if TYPE_CHECKING:
     from swiftune.config import Arguments
@@ -64,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    with stop.heeded():
+        return _code_of(words)
+
+
+def _code_of(words: list[str]) -> int:
+    """The exit code of ``swift`` with these words, once the user knows what it means."""
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -71,26 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwiftuneError as error:
         _show(error)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         print("interrupted", file=sys.stderr)
-        return 130
+        return stop.exit_code(asked)
     except BrokenPipeError:
         # Whoever read our output has left (`swift sft --help | head`). Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if _has_lost_peer(error):
-            from swiftune.runtime.launch import LOST_PEER
+        from swiftune.runtime import launch
 
+        if launch.has_lost_peer(error):
             print("error: another process of this run has ended.", file=sys.stderr)
-            return LOST_PEER
-        import traceback
-
-        traceback.print_exc()
-        print(
-            f"error: this is a fault of Swiftune {__version__}, not yours; please report it with the lines above.",
-            file=sys.stderr,
-        )
+            return launch.LOST_PEER
+        _show_fault(error)
         return 1
 
 
@@ -114,16 +115,17 @@ def _run(words: list[str]) -> int:
         print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
         return 0
     from swiftune.config.parse import parse
-    from swiftune.runtime import console, garbage, launch
+    from swiftune.runtime import console, garbage, launch, log_file
 
     if command.distributed and launch.is_wanted():
         with console.silent():  # the first process says it
             parse(arguments, rest)
         return launch.launch(words)
-    args = parse(arguments, rest)
-    garbage.look_rarely()
-    recipe: Callable[..., int | None] = _named(command.recipe)
-    return recipe(args) or 0
+    with log_file.of(words):
+        args = parse(arguments, rest)
+        garbage.look_rarely()
+        recipe: Callable[..., int | None] = _named(command.recipe)
+        return recipe(args) or 0
 
 
 def _named(name: str) -> Any:
@@ -145,22 +147,36 @@ def _no_such(name: str) -> ArgumentsError:
     )
 
 
-def _has_lost_peer(error: Exception) -> bool:
-    """Whether a process cannot go on because another one, which will say why, has failed."""
-    return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and " peer" in str(error)
-
-
 def _show(error: SwiftuneError) -> None:
     """A user's mistake: a line or a few, no traceback (SWIFTUNE_DEBUG=1 shows where it was noticed)."""
     if os.environ.get("SWIFTUNE_DEBUG") == "1":
-        import traceback
-
-        traceback.print_exception(error)
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    label = "interrupted" if isinstance(error, Interrupted) else "error"
-    label = f"\x1b[31m{label}:\x1b[0m" if colour else f"{label}:"
+        _trace(error)
+    label = _label("interrupted" if isinstance(error, Interrupted) else "error")
     for sentence in error.mistakes if isinstance(error, ArgumentsError) else [str(error)]:
         print(label, sentence, file=sys.stderr)
+
+
+def _show_fault(error: Exception) -> None:
+    """What nobody expected: what it was and where its traceback is (here, with SWIFTUNE_DEBUG=1)."""
+    from swiftune.runtime import log_file
+
+    log = log_file.fault(error)
+    if log is None or os.environ.get("SWIFTUNE_DEBUG") == "1":
+        _trace(error)
+    what = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+    print(_label("error"), f"this is a fault of Swiftune {__version__}, not yours: {what}", file=sys.stderr)
+    print(f"Please report it with {log or 'the lines above'}.", file=sys.stderr)
+
+
+def _trace(error: Exception) -> None:
+    import traceback
+
+    traceback.print_exception(error)
+
+
+def _label(word: str) -> str:
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    return f"\x1b[31m{word}:\x1b[0m" if colour else f"{word}:"
 
 
 if __name__ == "__main__":

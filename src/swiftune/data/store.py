@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from swiftune.errors import OutputError
-from swiftune.runtime.paths import locked, staged
+from swiftune.runtime.paths import lock_of, locked, staged
 from swiftune.types import Place, Sample, SetAside
 
 _BATCH = 256
@@ -80,7 +80,7 @@ def part_of(cache: Path, key: str, hashes: dict[str, str], rows: Iterable[Sample
         OutputError: the cache cannot be written.
     """
     target = cache / key
-    with locked(f"samples-{key}"):
+    with locked(lock_of(target), "reading the same data"):
         if not target.is_dir():
             try:
                 with staged(target) as folder:

@@ -11,12 +11,13 @@ import functools
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from swiftune.data.ledger import Ledger, RowFault
 from swiftune.errors import DataError, OutputError
-from swiftune.runtime import paths
+from swiftune.runtime import paths, stop
 from swiftune.runtime.console import err
 from swiftune.types import IGNORE, Row, Sample
 
@@ -126,7 +127,7 @@ def tokenize(
         OutputError: the cache cannot be written.
     """
     target = (cache_dir or paths.cache_dir() / "tokens") / _key(samples, renderer, max_length, truncation_strategy)
-    with paths.locked(f"tokens-{target.name}"):
+    with paths.locked(paths.lock_of(target), "tokenizing the same rows"):
         cached = target.is_dir()
         if not cached:
             try:
@@ -233,7 +234,8 @@ def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, li
         waiting: deque[Future[Any]] = deque()
         try:
             for start in starts:
-                waiting.append(pool.submit(run, start))
+                with stop.unheard():  # only this process, which ends the others, is to be interrupted
+                    waiting.append(pool.submit(run, start))
                 if len(waiting) > 2 * waited:
                     yield waiting.popleft().result()
             while waiting:
@@ -248,8 +250,16 @@ _here: _Job
 
 def _set_up(job: _Job) -> None:
     global _here
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what runs at the same time
     _here = job
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _batch_here(start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:

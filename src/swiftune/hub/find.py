@@ -105,7 +105,7 @@ def _download(hub: Hub, kind: Kind, name: str, revision: str | None, looked: lis
     if not answers(hub.endpoint()):
         looked.append(f"{where}: did not answer")
         raise _nowhere(kind, name, looked)
-    with locked(_key(hub, kind, name)):
+    with locked(_key(hub, kind, name), f"fetching the {kind} {name}"):
         if found := _in_cache(hub, kind, name, revision, []):
             return found  # another process fetched it while this one waited
         try:

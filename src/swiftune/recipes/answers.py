@@ -21,7 +21,7 @@ from swiftune.errors import Interrupted, OutputError
 from swiftune.generate.engine import Answer, Engine, Request, Sampling
 from swiftune.generate.text_metrics import text_metrics
 from swiftune.runtime.console import err
-from swiftune.runtime.stop import StopRequest
+from swiftune.runtime.stop import StopRequest, exit_code
 from swiftune.types import Message, Sample
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ class AnswerFile:
                     self._answer(questions, file, bar, stream)
         except OSError as error:
             raise OutputError(f"--result_path {self.path} cannot be written: {error.strerror or error}.") from error
-        except KeyboardInterrupt:
-            raise Interrupted(f"Stopped: {self.written} of {len(samples)} rows are answered, in {self.path}.") from None
+        except KeyboardInterrupt as asked:
+            stopped = Interrupted(f"Stopped: {self.written} of {len(samples)} rows are answered, in {self.path}.")
+            stopped.exit_code = exit_code(asked)
+            raise stopped from None
         seconds = time.perf_counter() - start
         scores = text_metrics([text for text, _ in self.pairs], [reference for _, reference in self.pairs])
         return {"rows": self.written, "seconds": seconds, "tokens/s": self.tokens / seconds, **scores}

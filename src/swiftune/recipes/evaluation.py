@@ -81,8 +81,10 @@ class Evaluator:
         )
         with self.objective.generating(), self.accelerator.autocast():
             answers.fill(mine, stream=False, stop=stop)
-        if stop and processes == 1:
+        own = [(bool(stop), answers.pairs)]
+        shares = gather_object(own) if processes > 1 else own
+        if any(cut_short for cut_short, _ in shares):
             return None
-        pairs = gather_object(answers.pairs) if processes > 1 else answers.pairs
+        pairs = [pair for _, pairs in shares for pair in pairs]
         scores = text_metrics([text for text, _ in pairs], [reference for _, reference in pairs])
         return {f"eval_{name}": value for name, value in scores.items()}

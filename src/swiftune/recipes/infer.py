@@ -13,7 +13,7 @@ from swiftune.errors import DataError
 from swiftune.recipes.checkpoint_args import Resolved, resolve
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.runtime import garbage, hardware
-from swiftune.runtime.console import err, notice
+from swiftune.runtime.console import notice, say
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ def infer(args: InferArguments, talk: Talk) -> None:
         from swiftune.generate.conversation import Conversation
 
         shown = " + ".join(map(str, resolved.adapters)) or opened.folder
-        err().print(f"Model: {shown}", style="dim", markup=False)
+        say(f"Model: {shown}", style="dim")
         talk(
             Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
             args.stream is not False,
@@ -116,12 +116,12 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
     )
     figures = file.fill(samples, stream=bool(args.stream))
     if ledger.aside:
-        err().print(ledger.summary(), markup=False)
+        say(ledger.summary())
         ledger.write(aside)
     if not file.written:
         raise DataError("No row could be answered.", f"The reasons are in {aside}.")
-    err().print("  ".join(f"{name} {value:.4g}" for name, value in figures.items()), markup=False)
-    err().print(f"The answers are in {path}", markup=False)
+    say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    say(f"The answers are in {path}")
 
 
 def _samples(args: InferArguments, ledger: Ledger) -> SampleStore:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ from swiftune.errors import Interrupted, MissingPackageError, OutOfMemoryError
 from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.training_data import TrainingData, prepare
-from swiftune.runtime import garbage, hardware, seeds
-from swiftune.runtime.console import err, hushed, notice, warn
+from swiftune.runtime import garbage, hardware, log_file, seeds
+from swiftune.runtime.console import hushed, notice, say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +46,8 @@ def sft(args: SftArguments) -> None:
 
 def _train(args: SftArguments, *, command: str) -> None:
     from accelerate import PartialState
-    from accelerate.state import AcceleratorState
 
-    from swiftune.train import checkpoint, run_folder
-    from swiftune.train.out_of_memory import ran_out
+    from swiftune.train import run_folder
 
     # The process group is made here; what Accelerator is told about it later comes too late.
     group: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout), "backend": args.ddp_backend}
@@ -64,11 +63,33 @@ def _train(args: SftArguments, *, command: str) -> None:
         run_folder.check(args.output_dir, "--output_dir")
         if args.logging_dir:
             run_folder.check(args.logging_dir, "--logging_dir")
+        if own := _run_to_go_on_in(args, resume_from):
+            run_folder.refuse_alive(own)
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
-    run = _run_folder(args, processes, resume_from)
+    with _run_folder(args, processes, resume_from) as run, log_file.inside(run):
+        _train_in(run, args, opened, data, processes, dtype, resume_from, command=command)
+
+
+def _train_in(
+    run: Path,
+    args: SftArguments,
+    opened: Opened,
+    data: TrainingData,
+    processes: PartialState,
+    dtype: torch.dtype,
+    resume_from: Path | None,
+    *,
+    command: str,
+) -> None:
+    """All that happens once there is a folder for it."""
+    from accelerate.state import AcceleratorState
+
+    from swiftune.train import checkpoint
+    from swiftune.train.out_of_memory import ran_out
+
     if processes.is_main_process:
-        err().print(f"Model: {opened.folder}", style="dim", markup=False)
+        say(f"Model: {opened.folder}", style="dim")
         data.show(opened.tokenizer)
         data.account(run)
     accelerator = _accelerator(args, dtype, run)
@@ -78,7 +99,9 @@ def _train(args: SftArguments, *, command: str) -> None:
         state = trainer.train()
     except (Interrupted, OutOfMemoryError) as stopped:
         last = run / checkpoint.name(trainer.state.step)
-        if last.exists() and not args.save_only_model:
+        if last.exists() and trainer.state.step == data.feed.steps:
+            stopped.cure = f"That was the last step. {_to_talk_to(args, last)}"
+        elif last.exists() and not args.save_only_model:
             again = ["swift", command, "--config", str(run / "args.json"), "--resume_from_checkpoint", str(last)]
             stopped.cure = f"{stopped.cure} Go on with: {shlex.join(again)}".strip()
         raise
@@ -90,10 +113,8 @@ def _train(args: SftArguments, *, command: str) -> None:
         ) from error
     finally:
         accelerator.end_training()
-        if processes.is_main_process:
-            if args.streaming:
-                data.account(run)  # a stream is counted while it is read
-            run_folder.discard_unused(run)
+        if processes.is_main_process and args.streaming:
+            data.account(run)  # a stream is counted while it is read
         AcceleratorState._reset_state()  # else the next run of this process would have to have the same dtype
     if processes.is_main_process:
         _say_what_is_next(args, run, run / checkpoint.name(state.step))
@@ -233,12 +254,11 @@ def _plan_memory(
     memory.compute_again(model, plan.again)
     again = f", activations of {plan.again} of {activations.layers} layers computed again" if plan.again else ""
     if accelerator.is_main_process:
-        err().print(
+        say(
             f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
             f"{str(dtype).removeprefix('torch.')} on {processes} x {accelerator.device.type}, "
             f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
-            f"{again} (at most about {plan.activations / 2**30:.1f} GiB of activations).",
-            markup=False,
+            f"{again} (at most about {plan.activations / 2**30:.1f} GiB of activations)."
         )
     return plan.budget
 
@@ -283,7 +303,7 @@ def _trackers(report_to: Sequence[str]) -> list[str]:
 
 
 def _checkpoint_to_resume(args: SftArguments) -> Path | None:
-    from swiftune.train import checkpoint
+    from swiftune.train import checkpoint, run_folder
 
     asked = args.resume_from_checkpoint
     if asked is None:
@@ -292,6 +312,8 @@ def _checkpoint_to_resume(args: SftArguments) -> Path | None:
     if checkpoint.listing(folder):  # a run's folder
         folder = checkpoint.newest(folder)
     if not args.resume_only_model:
+        if folder != Path(asked):
+            run_folder.refuse_alive(folder.parent)  # its newest checkpoint will soon be another
         checkpoint.read_state(folder)
         _say_what_changed(args, folder)
     return folder.resolve()
@@ -306,39 +328,49 @@ def _say_what_changed(args: SftArguments, folder: Path) -> None:
         warn(f"Since {folder} was written these have changed: {', '.join(changed)}.")
 
 
-def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path | None) -> Path:
-    """The run's folder, made by the main process, with the resolved arguments in it. A resumed run keeps its own."""
+@contextmanager
+def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path | None) -> Iterator[Path]:
+    """The run's folder, made and held by the main process, with the resolved arguments in it.
+
+    A resumed run keeps its own.
+    """
     from accelerate.utils import broadcast_object_list
 
     from swiftune.train import run_folder
 
     made: list[Any] = [None]
-    if processes.is_main_process:
-        output = Path(args.output_dir)
-        own = None if args.resume_only_model else _run_to_go_on_in(output, resume_from)
-        made[0] = own or run_folder.create(output, add_version=args.add_version)
-        path = Path(args.model or "")
-        fresh: dict[str, Any] = {"resume_from_checkpoint": None, "resume_only_model": False}
-        resolved = args.model_copy(
-            update=fresh | ({"model": str(path.resolve())} if args.model and path.exists() else {})
-        )
-        save(resolved, made[0] / "args.json")
-    if processes.num_processes > 1:
-        broadcast_object_list(made)
-    return Path(made[0])
+    with ExitStack() as stack:
+        if processes.is_main_process:
+            if own := _run_to_go_on_in(args, resume_from):
+                stack.enter_context(run_folder.held(own))
+            made[0] = own or stack.enter_context(run_folder.begun(Path(args.output_dir), add_version=args.add_version))
+            path = Path(args.model or "")
+            fresh: dict[str, Any] = {"resume_from_checkpoint": None, "resume_only_model": False}
+            resolved = args.model_copy(
+                update=fresh | ({"model": str(path.resolve())} if args.model and path.exists() else {})
+            )
+            save(resolved, made[0] / "args.json")
+        if processes.num_processes > 1:
+            broadcast_object_list(made)
+        yield Path(made[0])
 
 
-def _run_to_go_on_in(output: Path, resume_from: Path | None) -> Path | None:
-    """The folder of the interrupted run, if it is in ``output`` and nothing in it is newer than the checkpoint."""
+def _run_to_go_on_in(args: SftArguments, resume_from: Path | None) -> Path | None:
+    """The interrupted run's folder, if it is in --output_dir and nothing in it is newer than the checkpoint."""
     from swiftune.train import checkpoint
 
-    if resume_from is None or output.resolve() not in (resume_from.parent, resume_from.parent.parent):
+    output = Path(args.output_dir).resolve()
+    if resume_from is None or args.resume_only_model or output not in (resume_from.parent, resume_from.parent.parent):
         return None
     return resume_from.parent if checkpoint.listing(resume_from.parent)[-1][1] == resume_from else None
 
 
 def _say_what_is_next(args: SftArguments, run: Path, last: Path) -> None:
-    err().print(f"Done. The run is in {run}", markup=False)
+    say(f"Done. The run is in {run}")
     if last.exists():
-        flag = "--adapters" if args.train_type == "lora" else "--model"
-        err().print(f"Talk to it: swift infer {flag} {last}", markup=False)
+        say(_to_talk_to(args, last))
+
+
+def _to_talk_to(args: SftArguments, last: Path) -> str:
+    flag = "--adapters" if args.train_type == "lora" else "--model"
+    return f"Talk to it: swift infer {flag} {last}"

@@ -12,7 +12,7 @@ from swiftune.config import SftArguments
 from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
 from swiftune.recipes.opening import Opened
-from swiftune.runtime.console import err
+from swiftune.runtime.console import err, say
 from swiftune.train.feed import EpochFeed, Feed, RowStore, StreamFeed
 from swiftune.types import Row, Sample
 
@@ -52,7 +52,7 @@ class TrainingData:
 
     def account(self, run: Path) -> None:
         """Says what became of every row read so far, and lists those set aside."""
-        err().print(self.ledger.summary(), markup=False)
+        say(self.ledger.summary())
         self.ledger.write(run / "set_aside.jsonl")
 
 

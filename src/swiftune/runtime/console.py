@@ -33,12 +33,26 @@ def notice(text: str) -> None:
     """Says a thing worth knowing, once per process, on one line of stderr."""
     if _new(text):
         err().print(f"[cyan]note[/] {_escape(text)}")
+        _record(text)
 
 
 def warn(text: str) -> None:
     """Says a thing that may be a mistake, once per process, on one line of stderr."""
     if _new(text):
         err().print(f"[yellow]warning[/] {_escape(text)}")
+        _record(text, warning=True)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Says what becomes of the work, on stderr."""
+    err().print(text, style=style, markup=False)
+    _record(text)
+
+
+def _record(text: str, *, warning: bool = False) -> None:
+    from swiftune.runtime import log_file  # not earlier: ``--help`` has no log
+
+    log_file.record(text, warning=warning)
 
 
 def _new(text: str) -> bool:

@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import BinaryIO
 
@@ -33,6 +33,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def has_lost_peer(error: Exception) -> bool:
+    """Whether a process cannot go on because another one, which will say why, has failed."""
+    return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and " peer" in str(error)
+
+
 def is_wanted() -> bool:
     """Whether this process is to start others instead of doing the work itself."""
     return "LOCAL_RANK" not in os.environ and bool({"NPROC_PER_NODE", "NNODES"} & os.environ.keys())
@@ -47,9 +52,10 @@ def launch(words: Sequence[str]) -> int:
     environment = _environment()
     count, first = int(environment["LOCAL_WORLD_SIZE"]), int(environment["NODE_RANK"])
     command = [sys.executable, "-m", "swiftune.cli.main", *words]
-    with ExitStack() as stack:
+    asked: list[int] = []
+    processes: list[subprocess.Popen[bytes]] = []
+    with _passed_on(processes, asked), ExitStack() as stack:
         kept = [stack.enter_context(tempfile.TemporaryFile()) if first + local else None for local in range(count)]
-        processes: list[subprocess.Popen[bytes]] = []
         for local, file in enumerate(kept):
             place = {"RANK": str(first * count + local), "LOCAL_RANK": str(local)}
             processes.append(
@@ -57,6 +63,8 @@ def launch(words: Sequence[str]) -> int:
                     subprocess.Popen(command, env=os.environ | environment | place, stdout=file, stderr=file)
                 )
             )
+            for number in asked:  # while it was being started
+                processes[-1].send_signal(number)
         codes = _wait(processes)
     return _verdict(codes, kept)
 
@@ -92,10 +100,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits for all. Ctrl-C reaches them from the terminal, SIGTERM from here; they save what they have."""
+@contextmanager
+def _passed_on(processes: Sequence[subprocess.Popen[bytes]], asked: list[int]) -> Iterator[None]:
+    """Ctrl-C reaches the processes from the terminal, SIGTERM from here; they save what they have."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
         for process in processes:
             process.send_signal(number)
 
@@ -103,17 +113,22 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
         signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
     }
-    failed_at: float | None = None
     try:
-        while any(process.poll() is None for process in processes):
-            time.sleep(0.05)
-            if failed_at is None and any(process.returncode for process in processes):
-                failed_at = time.monotonic()
-            if failed_at is not None:
-                _hurry(processes, time.monotonic() - failed_at)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Waits for all, and returns their exit codes."""
+    failed_at: float | None = None
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if failed_at is None and any(process.returncode for process in processes):
+            failed_at = time.monotonic()
+        if failed_at is not None:
+            _hurry(processes, time.monotonic() - failed_at)
     return [128 - code if code < 0 else code for code in (process.returncode for process in processes)]
 
 

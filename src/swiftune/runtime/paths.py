@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from swiftune.errors import OutputError
@@ -19,8 +19,11 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def locked(name: str) -> Iterator[None]:
+def locked(name: str, doing: str) -> Iterator[None]:
     """Lets one process at a time make the thing called ``name``; the others wait, and say so.
+
+    Args:
+        doing: what is done meanwhile, for those who wait: "fetching the model X".
 
     Raises:
         OutputError: the cache folder cannot be written.
@@ -29,14 +32,14 @@ def locked(name: str) -> Iterator[None]:
 
     from swiftune.runtime.console import notice
 
-    file = cache_dir() / "locks" / f"{name}.lock"
+    file = _lock_file(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            notice(f"Another process is fetching {name}; waiting for it.")
+            notice(f"Another process is {doing}; waiting for it.")
             lock.acquire()
     except OSError as error:
         raise OutputError(
@@ -53,14 +56,52 @@ def locked(name: str) -> Iterator[None]:
 def staged(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``target`` at the end of the block, or vanishes if the block raises.
 
-    A process that is killed leaves a folder of another name, which the next one empties; so hold ``locked`` around it.
+    Hold ``locked(lock_of(target))`` around it. A process that is killed leaves a folder of another name, which the next
+    one that stages anything beside it removes. All is on the disk before it gets its name: else a power cut could leave
+    the name, and empty files.
     """
+    _sweep(target.parent)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
+        sync(part)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
+        _sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def lock_of(target: Path) -> str:
+    """The name of the lock that whoever makes ``target`` holds."""
+    return f"{target.parent.name}-{target.name}"
+
+
+def sync(folder: Path) -> None:
+    """Returns once everything in ``folder`` is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what nobody is making any more."""
+    from filelock import FileLock, Timeout
+
+    for part in folder.glob(".*.part"):
+        target = folder / part.name.removeprefix(".").removesuffix(".part")
+        with suppress(Timeout), FileLock(_lock_file(lock_of(target)), timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _lock_file(name: str) -> Path:
+    return cache_dir() / "locks" / f"{name}.lock"

@@ -48,6 +48,10 @@ def evaluate(
 
     try:
         for start in range(0, len(store), WINDOW):
+            if accelerator.num_processes > 1:  # all of them stop, or none: they wait for each other
+                asked = torch.tensor(int(bool(stop)), device=accelerator.device)
+                if accelerator.reduce(asked, "sum"):
+                    return None
             rows = [store[i] for i in range(start, min(start + WINDOW, len(store)))]
             found = within_memory(compute, rows, layout, accelerator)
             if found is None:
