@@ -1,6 +1,7 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
-# make test      every test; make check: format, lint, types, floors (under a minute, before each commit)
+# make test      every test, but only a part of make test-faults: trainings killed at any moment, disks that fill up
+# make check     format, lint, types, floors (under a minute, before each commit)
 # make bench     measures; make docs: writes the reference pages again
 
 TORCH := torch==2.13.0
@@ -8,11 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 # The first Python on the path that is neither too old nor too new.
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
 	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
 
-.PHONY: install install-dev demo test check bench docs
+.PHONY: install install-dev demo test test-faults check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -39,7 +41,11 @@ demo: install
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(TEST) -m 'not faults'
+
+# Ends with how often each fault was tried.
+test-faults: install-dev
+	$(TEST) tests/faults
 
 # Under a minute; the pre-commit hook calls it.
 check: install-dev
