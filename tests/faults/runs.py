@@ -236,7 +236,12 @@ def assert_same(run: Path, whole: Path) -> None:
         assert a.keys() == b.keys(), step
         assert [name for name in a if a[name] != b[name]] == [], step
     assert best(run) == best(whole)
-    assert [p for p in os.listdir(run) if p.startswith(".")] == []
+    assert_nothing_partial(run)
+
+
+def assert_nothing_partial(run: Path) -> None:
+    """Neither a save nor a deletion was left half done."""
+    assert [p for p in os.listdir(run) if p.startswith(".checkpoint") or "partial" in p] == []
 
 
 def best(run: Path) -> str | None:
