@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ class Training:
     """A training under way, in a process group of its own."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str], output: Path) -> None:
-        self.output, self.before = output, runs_in(output)
+        self.output = output
+        self.left = saving(newest_run(output)) if runs_in(output) else {}
+        """What an earlier kill left of a save."""
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.began = time.monotonic()
         self.process = subprocess.Popen(
@@ -177,9 +180,14 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def saving(run: Path) -> list[int]:
-    """The steps whose checkpoint is being written."""
-    return [int(m[1]) for p in os.listdir(run) if (m := re.fullmatch(r"\.checkpoint-(\d+)\.partial", p))]
+def saving(run: Path) -> dict[int, int]:
+    """The steps whose checkpoint is being written, and when its folder last changed (ns)."""
+    found = {}
+    for name in os.listdir(run):
+        if m := re.fullmatch(r"\.checkpoint-(\d+)\.partial", name):
+            with suppress(FileNotFoundError):  # renamed by now
+                found[int(m[1])] = (run / name).stat().st_mtime_ns
+    return found
 
 
 def logged(run: Path) -> int:

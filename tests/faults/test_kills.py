@@ -133,7 +133,9 @@ def look_at(output: Path, world: World, before: int, flags: Flags) -> tuple[int,
     for folder in found.values():
         runs.assert_whole(folder)
     newest = max(found, default=0)
-    print(f"# killed: logged up to step {runs.logged(run)}, checkpoints {list(found)}, partial {runs.saving(run)}")
+    print(
+        f"# killed: logged up to step {runs.logged(run)}, checkpoints {list(found)}, partial {list(runs.saving(run))}"
+    )
     assert newest >= before, "a checkpoint was deleted before the next was complete"
     runs.best(run)
     if newest:
@@ -164,7 +166,9 @@ def while_stepping(training: Training, aim: int, dice: random.Random) -> bool:
 
 def while_saving(training: Training, aim: int, dice: random.Random) -> bool:
     """In the middle of a save after step ``aim``: at once, or up to 20 ms later."""
-    seen = training.wait_for(lambda run: any(step > aim for step in runs.saving(run)))
+    seen = training.wait_for(
+        lambda run: any(step > aim for step, _ in runs.saving(run).items() - training.left.items())
+    )
     time.sleep(dice.choice([0, dice.uniform(0, 0.02)]))
     return seen and training.process.poll() is None
 
