@@ -1,7 +1,12 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
+<<<<<<< HEAD
 # make test      every test; make check: format, lint, types, floors (under a minute, before each commit)
 # make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
+=======
+# make test      every test, but only a part of make test-faults: trainings killed at any moment, disks that fill up
+# make check     format, lint, types, floors (under a minute, before each commit)
+>>>>>>> kills
 # make bench     measures; make docs: writes the reference pages again
 
 TORCH := torch==2.13.0
@@ -9,15 +14,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 # The first Python on the path that is neither too old nor too new.
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
 	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
 
+<<<<<<< HEAD
 # How long `make fuzz` takes, and the targets of tests/fuzz.py that share it.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := rows files words
 
 .PHONY: install install-dev demo test fuzz check bench docs
+=======
+.PHONY: install install-dev demo test test-faults check bench docs
+>>>>>>> kills
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -48,7 +58,11 @@ demo: install
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(TEST) -m 'not faults'
+
+# Ends with how often each fault was tried.
+test-faults: install-dev
+	$(TEST) tests/faults
 
 fuzz: $(VENV)/installed-fuzz
 	for target in $(FUZZ_TARGETS); do \

@@ -102,6 +102,10 @@ class OutOfMemoryError(RunError):
     """Memory ran out, and no smaller piece of the work is left to try. What was trained before has been saved."""
 
 
+class DivergedError(RunError):
+    """Several steps in a row had a loss or a gradient that is not finite. The checkpoint before them is the last."""
+
+
 class MissingPackageError(RunError):
     """An optional package is needed; ``cure`` holds the line that installs it."""
 

@@ -37,7 +37,7 @@ def test_it_has_what_the_run_said(base: Flags, tmp_path: Path) -> None:
     found = [next(i for i, line in enumerate(lines) if line.startswith(beginning)) for beginning in order]
     assert found == sorted(found)
     assert any("--dataloader_num_workers has no effect" in line for line in lines)
-    assert sft(base, resume_from_checkpoint=run / "checkpoint-2", max_steps=3) == 0
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-2", max_steps=3, resume_anyway="true") == 0
     assert (run / "run.log").read_text().count("Done. The run is in") == 2
 
 

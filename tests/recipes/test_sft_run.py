@@ -24,6 +24,7 @@ LOG_KEYS = {
     *("loss", "acc", "grad_norm", "learning_rate", "epoch", "global_step/max_steps", "percentage", "elapsed_time"),
     *("remaining_time", "memory(GiB)", "train_speed(iter/s)", "tokens/s"),
 }
+ANYWAY = ("--resume_anyway", "true")  # another --max_steps is another schedule
 TOTALS = {
     *("train_runtime", "train_loss", "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second"),
 }
@@ -118,6 +119,32 @@ def test_a_resumed_run_ends_with_the_same_bits(base: Flags, tmp_path: Path, trai
     assert all(torch.equal(a[key], b[key]) for key in a)
     losses = [r["loss"] for r in log_of(whole) if "loss" in r]
     assert [r["loss"] for r in log_of(run_of(again)) if "loss" in r] == losses[4:]
+
+
+def test_what_was_counted_since_the_last_logged_step_is_kept(base: Flags, tmp_path: Path) -> None:
+    """Checkpoints fall between logged steps: the resumed log is that of the run which was not interrupted."""
+    base |= {"logging_steps": 3, "save_steps": 4, "num_train_epochs": 4, "eval_steps": 100}
+    assert sft(base) == 0
+    whole = run_of(tmp_path / "out")
+    again = tmp_path / "again"
+    assert sft(base, resume_from_checkpoint=whole / "checkpoint-4", output_dir=again) == 0
+    a, b = (
+        [[r[key] for key in ("loss", "acc", "grad_norm", "learning_rate")] for r in log_of(run) if "loss" in r]
+        for run in (whole, run_of(again))
+    )
+    assert len(a) == 5  # steps 1, 3, 6, 9, 12
+    assert b == a[2:]
+    assert log_of(whole)[-1]["train_loss"] == log_of(run_of(again))[-1]["train_loss"]
+
+
+def test_a_run_that_ended_before_its_totals_were_logged_is_brought_to_its_end(base: Flags, tmp_path: Path) -> None:
+    assert sft(base) == 0
+    run = run_of(tmp_path / "out")
+    lines = (run / "logging.jsonl").read_text().splitlines()
+    (run / "logging.jsonl").write_text("\n".join(lines[:-1]) + '\n{"train_runt')  # as a kill leaves it
+    assert sft(base, resume_from_checkpoint="true") == 0
+    assert log_of(run)[:-1] == [json.loads(line) for line in lines[:-1]]
+    assert log_of(run)[-1]["train_loss"] == json.loads(lines[-1])["train_loss"]
 
 
 def test_a_saved_model_opens_in_plain_transformers(base: Flags, tmp_path: Path, tiny_qwen2: Path) -> None:
@@ -216,7 +243,7 @@ def test_interrupting_saves_and_says_how_to_go_on(base: Flags, tmp_path: Path, h
     told = re.search(r"swift sft --config (\S+) --resume_from_checkpoint (\S+)", shown)
     assert told, shown
     step = int(told[2].rsplit("-", 1)[1])
-    assert swift("sft", "--config", told[1], "--resume_from_checkpoint", told[2], "--max_steps", step + 2) == 0
+    assert swift("sft", "--config", told[1], "--resume_from_checkpoint", told[2], "--max_steps", step + 2, *ANYWAY) == 0
     run = run_of(tmp_path / "out")  # it goes on in the same folder
     steps = [int(r["global_step/max_steps"].split("/")[0]) for r in log_of(run) if "loss" in r]
     assert steps == list(range(1, step + 3))
@@ -232,7 +259,12 @@ def test_a_finished_run_is_not_resumed_and_changed_flags_are_named(
     assert sft(base, resume_from_checkpoint=run / "checkpoint-4", gradient_accumulation_steps=2) == 2
     said = capfd.readouterr().err
     assert "differs in the rows of a step (4 then, 2 now)" in said
-    assert "--gradient_accumulation_steps (4 then)" in said
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-4", learning_rate=1e-2, lora_dropout=0) == 2
+    said = capfd.readouterr().err
+    assert "--learning_rate (0.001 then, 0.01 now), --lora_dropout (0.1 then, 0.0 now)" in said
+    assert "--resume_anyway true" in said
+    assert sft(base, resume_from_checkpoint=run / "checkpoint-4", learning_rate=1e-2, resume_anyway="true") == 0
+    assert "The run will not end as it would have" in capfd.readouterr().err
 
 
 def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_alone(base: Flags, tmp_path: Path) -> None:
@@ -248,7 +280,7 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_alone(base: Fla
 def test_a_second_run_into_the_same_folder_is_refused(base: Flags, tmp_path: Path) -> None:
     assert sft(base, add_version="false", max_steps=1) == 0
     assert sft(base, add_version="false", max_steps=1) == 2
-    assert sft(base, add_version="false", max_steps=2, resume_from_checkpoint="true") == 0
+    assert sft(base, add_version="false", max_steps=2, resume_from_checkpoint="true", resume_anyway="true") == 0
 
 
 def test_modules_to_save_are_trained_in_float32_over_a_bfloat16_base(base: Flags, tmp_path: Path) -> None:

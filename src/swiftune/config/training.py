@@ -194,6 +194,9 @@ class OptimizerArguments(Arguments):
     """Added to AdamW's divisor."""
     max_grad_norm: PositiveOrZero = 1.0
     """Gradients longer than this are shortened to it; 0: never."""
+    max_bad_steps: Steps = 10
+    """End the run after so many steps in a row whose loss or gradient is not finite. Such a step is not applied, and
+    its rows are listed in bad_steps.jsonl."""
     neftune_noise_alpha: PositiveOrZero = 0.0
     """NEFTune: noise on the embeddings while training, usually 5 to 15 (arXiv:2310.05914); 0: none."""
 
@@ -246,6 +249,8 @@ class OutputArguments(Arguments):
     """Write checkpoints without the optimizer and random states: smaller, but training cannot go on from them."""
     resume_from_checkpoint: Folder | None = unset("a fresh start")
     """Checkpoint from which a run goes on, with its optimizer, its place in the data and its random states."""
+    resume_anyway: bool = False
+    """Go on with --resume_from_checkpoint although arguments that change the result are others than they were."""
     resume_only_model: bool = False
     """Take only the weights from --resume_from_checkpoint."""
     logging_steps: Steps = 5

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune.config import (
-    LengthArguments,
     PtArguments,
     SftArguments,
-    TrainArguments,
-    TunerArguments,
-    load,
-    save,
 )
-from swiftune.errors import Interrupted, MissingPackageError, OutOfMemoryError
+from swiftune.errors import DivergedError, Interrupted, MissingPackageError, OutOfMemoryError
 from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
+from swiftune.recipes.resuming import checkpoint_to_resume, folder_of_run, run_to_go_on_in
 from swiftune.recipes.training_data import TrainingData, prepare
 from swiftune.runtime import garbage, hardware, log_file, seeds
 from swiftune.runtime.console import hushed, notice, say, warn
@@ -52,7 +47,7 @@ def _train(args: SftArguments, *, command: str) -> None:
     # The process group is made here; what Accelerator is told about it later comes too late.
     group: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout), "backend": args.ddp_backend}
     processes = PartialState(cpu=hardware.device().type == "cpu", **{k: v for k, v in group.items() if v is not None})
-    resume_from = _checkpoint_to_resume(args)
+    resume_from = checkpoint_to_resume(args)
     opened = open_tokenizer(args, loss_scale=args.loss_scale, raw=command == "pt")
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, processes.device)
     if said:
@@ -63,11 +58,11 @@ def _train(args: SftArguments, *, command: str) -> None:
         run_folder.check(args.output_dir, "--output_dir")
         if args.logging_dir:
             run_folder.check(args.logging_dir, "--logging_dir")
-        if own := _run_to_go_on_in(args, resume_from):
+        if own := run_to_go_on_in(args, resume_from):
             run_folder.refuse_alive(own)
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
-    with _run_folder(args, processes, resume_from) as run, log_file.inside(run):
+    with folder_of_run(args, processes, resume_from) as run, log_file.inside(run):
         _train_in(run, args, opened, data, processes, dtype, resume_from, command=command)
 
 
@@ -85,7 +80,7 @@ def _train_in(
     """All that happens once there is a folder for it."""
     from accelerate.state import AcceleratorState
 
-    from swiftune.train import checkpoint
+    from swiftune.train import checkpoint_folder
     from swiftune.train.out_of_memory import ran_out
 
     if processes.is_main_process:
@@ -97,11 +92,11 @@ def _train_in(
         trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
         garbage.look_as_usual()
         state = trainer.train()
-    except (Interrupted, OutOfMemoryError) as stopped:
-        last = run / checkpoint.name(trainer.state.step)
-        if last.exists() and trainer.state.step == data.feed.steps:
+    except (Interrupted, OutOfMemoryError, DivergedError) as stopped:
+        last = next((path for _, path in reversed(checkpoint_folder.listing(run))), None)
+        if last and trainer.state.step == data.feed.steps:
             stopped.cure = f"That was the last step. {_to_talk_to(args, last)}"
-        elif last.exists() and not args.save_only_model:
+        elif last and not args.save_only_model:
             again = ["swift", command, "--config", str(run / "args.json"), "--resume_from_checkpoint", str(last)]
             stopped.cure = f"{stopped.cure} Go on with: {shlex.join(again)}".strip()
         raise
@@ -112,12 +107,12 @@ def _train_in(
             "Memory ran out before, or beside, the computation of a gradient.", "Train fewer parameters."
         ) from error
     finally:
-        accelerator.end_training()
+        _end_tracking(accelerator)
         if processes.is_main_process and args.streaming:
             data.account(run)  # a stream is counted while it is read
         AcceleratorState._reset_state()  # else the next run of this process would have to have the same dtype
     if processes.is_main_process:
-        _say_what_is_next(args, run, run / checkpoint.name(state.step))
+        _say_what_is_next(args, run, run / checkpoint_folder.name(state.step))
 
 
 def _trainer(
@@ -133,7 +128,7 @@ def _trainer(
     from swiftune.models import kernels
     from swiftune.recipes import run_record
     from swiftune.recipes.evaluation import Evaluator
-    from swiftune.train import optim
+    from swiftune.train import disk, optim
     from swiftune.train.checkpoint import TrainerState
     from swiftune.train.loop import Trainer
     from swiftune.train.objective import SupervisedObjective
@@ -148,6 +143,7 @@ def _trainer(
     )
     if accelerator.is_main_process:
         run_record.write(run, args, data, accelerator, budget=layout.budget)
+        disk.say_what_is_needed(run, args, model, dtype, data.feed)
     if _has_kernels("torch_compile", args, accelerator.device):
         kernels.compile_layers(model)
     optimizer = optim.build_optimizer(model, args)
@@ -290,6 +286,13 @@ def _accelerator(args: SftArguments, dtype: torch.dtype, run: Path) -> Accelerat
     return accelerator
 
 
+def _end_tracking(accelerator: Accelerator) -> None:
+    try:
+        accelerator.end_training()
+    except OSError as error:  # a full disk
+        warn(f"The tracker's files are not complete: {error.strerror or error}.")
+
+
 def _trackers(report_to: Sequence[str]) -> list[str]:
     from importlib.util import find_spec
 
@@ -300,69 +303,6 @@ def _trackers(report_to: Sequence[str]) -> list[str]:
         if name != "none" and not find_spec(name):
             raise MissingPackageError(f"--report_to {name} needs a package.", f"Install it: pip install {name}")
     return [name for name in known if name in report_to]
-
-
-def _checkpoint_to_resume(args: SftArguments) -> Path | None:
-    from swiftune.train import checkpoint, run_folder
-
-    asked = args.resume_from_checkpoint
-    if asked is None:
-        return None
-    folder = checkpoint.newest(Path(args.output_dir)) if asked == "true" else Path(asked)
-    if checkpoint.listing(folder):  # a run's folder
-        folder = checkpoint.newest(folder)
-    if not args.resume_only_model:
-        if folder != Path(asked):
-            run_folder.refuse_alive(folder.parent)  # its newest checkpoint will soon be another
-        checkpoint.read_state(folder)
-        _say_what_changed(args, folder)
-    return folder.resolve()
-
-
-def _say_what_changed(args: SftArguments, folder: Path) -> None:
-    """Names the arguments of training that are others than those of the run that is gone on with."""
-    then = load(folder / "args.json", SftArguments)
-    names = [name for group in (TrainArguments, TunerArguments, LengthArguments) for name in group.model_fields]
-    changed = [f"--{name} ({getattr(then, name)} then)" for name in names if getattr(then, name) != getattr(args, name)]
-    if changed:
-        warn(f"Since {folder} was written these have changed: {', '.join(changed)}.")
-
-
-@contextmanager
-def _run_folder(args: SftArguments, processes: PartialState, resume_from: Path | None) -> Iterator[Path]:
-    """The run's folder, made and held by the main process, with the resolved arguments in it.
-
-    A resumed run keeps its own.
-    """
-    from accelerate.utils import broadcast_object_list
-
-    from swiftune.train import run_folder
-
-    made: list[Any] = [None]
-    with ExitStack() as stack:
-        if processes.is_main_process:
-            if own := _run_to_go_on_in(args, resume_from):
-                stack.enter_context(run_folder.held(own))
-            made[0] = own or stack.enter_context(run_folder.begun(Path(args.output_dir), add_version=args.add_version))
-            path = Path(args.model or "")
-            fresh: dict[str, Any] = {"resume_from_checkpoint": None, "resume_only_model": False}
-            resolved = args.model_copy(
-                update=fresh | ({"model": str(path.resolve())} if args.model and path.exists() else {})
-            )
-            save(resolved, made[0] / "args.json")
-        if processes.num_processes > 1:
-            broadcast_object_list(made)
-        yield Path(made[0])
-
-
-def _run_to_go_on_in(args: SftArguments, resume_from: Path | None) -> Path | None:
-    """The interrupted run's folder, if it is in --output_dir and nothing in it is newer than the checkpoint."""
-    from swiftune.train import checkpoint
-
-    output = Path(args.output_dir).resolve()
-    if resume_from is None or args.resume_only_model or output not in (resume_from.parent, resume_from.parent.parent):
-        return None
-    return resume_from.parent if checkpoint.listing(resume_from.parent)[-1][1] == resume_from else None
 
 
 def _say_what_is_next(args: SftArguments, run: Path, last: Path) -> None:

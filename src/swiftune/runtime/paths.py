@@ -66,10 +66,10 @@ def staged(target: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        sync(part)
+        sync(part, deep=True)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -79,18 +79,14 @@ def lock_of(target: Path) -> str:
     return f"{target.parent.name}-{target.name}"
 
 
-def sync(folder: Path) -> None:
-    """Returns once everything in ``folder`` is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def sync(path: Path, *, deep: bool = False) -> None:
+    """Returns once a file, or the names in a folder, and with ``deep`` all that is in it, are on the disk."""
+    for each in [*(path.rglob("*") if deep else ()), path]:
+        file = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _sweep(folder: Path) -> None:

@@ -1,12 +1,12 @@
 """Checkpoints: a folder that serves (adapter or whole model), plus all that training needs to go on from it.
 
-    checkpoint-50/
-      adapter_config.json, adapter_model.safetensors    LoRA: PEFT's own format
-      config.json, model.safetensors, tokenizer ...     full tuning: a complete model folder
-      args.json                                         the run's resolved arguments
-      trainer_state.json                                step, best metric, totals
-      optimizer.safetensors, processes.safetensors      and weights.safetensors (full tuning that computes in 16 bits)
-      complete.json                                     see checkpoint_folder: a checkpoint is whole, or it is none
+checkpoint-50/
+  adapter_config.json, adapter_model.safetensors    LoRA: PEFT's own format
+  config.json, model.safetensors, tokenizer ...     full tuning: a complete model folder
+  args.json                                         the run's resolved arguments
+  trainer_state.json                                step, best metric, totals
+  optimizer.safetensors, processes.safetensors      and weights.safetensors (full tuning that computes in 16 bits)
+  complete.json                                     see checkpoint_folder: a checkpoint is whole, or it is none
 """
 
 from __future__ import annotations

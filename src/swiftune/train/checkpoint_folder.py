@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swiftune.errors import CheckpointError
+from swiftune.runtime.paths import sync
 
 MARKER = "complete.json"
 BEST = "checkpoint-best"
@@ -47,7 +48,7 @@ def new(run: Path, step: int) -> Iterator[Path]:
         if final.exists():  # damaged: a run goes on from a whole one
             _discard(final, partial.with_suffix(".old"))
         partial.rename(final)
-        _sync(run)
+        sync(run)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -57,20 +58,10 @@ def _seal(folder: Path) -> None:
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-        _sync(file)
+    sync(folder, deep=True)
     (folder / MARKER).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    _sync(folder / MARKER)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder / MARKER)
+    sync(folder)
 
 
 def _sha256(path: Path) -> str:
@@ -140,10 +131,18 @@ def _discard(folder: Path, beside: Path) -> None:
     shutil.rmtree(beside)
 
 
+def leftovers(run: Path) -> list[Path]:
+    """What a process that was killed left half written, or half deleted, in the run's folder."""
+    return [path for kind in ("partial", "old") for path in run.glob(f".checkpoint-*.{kind}")]
+
+
 def clean(run: Path) -> None:
-    """Deletes what a process that was killed left half written, or half deleted; nobody may be training there."""
-    for left in (*run.glob(".checkpoint-*.partial"), *run.glob(".checkpoint-*.old")):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    """Deletes the leftovers; nobody else may be training there."""
+    for left in leftovers(run):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def point_best(run: Path, step: int) -> None:

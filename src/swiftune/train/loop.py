@@ -26,7 +26,7 @@ from swiftune.train.feed import Feed
 from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
-from swiftune.train.run_log import RunLog, clock
+from swiftune.train.run_log import RunLog, clock, has_totals
 from swiftune.train.saver import Saver
 from swiftune.types import Row
 
@@ -392,11 +392,11 @@ class Trainer:
         )
         self.window.go_on(own["window"])
         self.saved_step = self.state.step
-        if self.state.step >= self.feed.steps and self.log.has_totals():
+        if self.state.step >= self.feed.steps and (folder.parent != self.run or has_totals(self.run)):
             raise CheckpointError(
                 f"--resume_from_checkpoint {folder}: it is at step {self.state.step}, and the run has "
                 f"{self.feed.steps} steps: nothing is left to do.",
-                "Set a higher --num_train_epochs or --max_steps.",
+                "Set a higher --num_train_epochs or --max_steps, and --resume_anyway true.",
             )
         self.feed.go_to(self.state.feed)
         self.log.go_on_from(self.state.step)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from swiftune.runtime.console import err
+from swiftune.runtime.console import err, warn
 
 LOG = "logging.jsonl"
 
@@ -26,6 +27,7 @@ class RunLog:
 
     def __init__(self, run: Path | None, steps: int, track: Callable[[dict[str, float], int], None]) -> None:
         self.run, self.steps, self.track = run, steps, track
+        self._unwritten = ""
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -52,7 +54,9 @@ class RunLog:
         self.bar.update(self.task, completed=step)
         if self.run is not None and (self.run / LOG).exists():
             kept = [r for r in read(self.run) if step_of(r) <= step and "train_runtime" not in r]
-            (self.run / LOG).write_text("".join(_line(r) for r in kept), encoding="utf-8")
+            beside = self.run / f".{LOG}.partial"
+            beside.write_text("".join(_line(r) for r in kept), encoding="utf-8")
+            beside.replace(self.run / LOG)
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -63,16 +67,41 @@ class RunLog:
         if self.run is None:
             return
         record = {key: float(f"{v:.8g}") if isinstance(v, float) else v for key, v in record.items()}
-        with (self.run / LOG).open("a", encoding="utf-8") as file:
-            file.write(_line(record))
-        self.track({k: float(v) for k, v in record.items() if isinstance(v, int | float)}, step)
+        self._append(self.run / LOG, _line(record))
+        try:
+            self.track({k: float(v) for k, v in record.items() if isinstance(v, int | float)}, step)
+        except OSError as error:
+            warn(f"The tracker's files cannot be written: {error.strerror or error}.")
         err().print(_for_people(record), markup=False)
+
+    def _append(self, file: Path, line: str) -> None:
+        """Writes a line, and those before it that could not be written: a disk that is full ends no run."""
+        half, self._unwritten = self._unwritten, self._unwritten + line
+        try:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(f"\n{self._unwritten}" if half else line)  # what was last written may be half a line
+            self._unwritten = ""
+        except OSError as error:
+            warn(f"{file} cannot be written: {error.strerror or error}. Its lines are written when they can be.")
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``logging.jsonl``; none before the first is written."""
-    text = (run / LOG).read_text(encoding="utf-8") if (run / LOG).exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """The records of a run's ``logging.jsonl``; none before the first is written.
+
+    Lines that a kill or a full disk has left half written are passed over.
+    """
+    records = []
+    with suppress(FileNotFoundError), (run / LOG).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def has_totals(run: Path) -> bool:
+    """Whether a run's log says that it has come to its end."""
+    records = read(run)
+    return bool(records) and "train_runtime" in records[-1]
 
 
 def step_of(record: dict[str, Any]) -> int:

@@ -53,7 +53,7 @@ class Saver(Background):
         self._draw()
 
     def settle(self, step: int, best: int | None) -> None:
-        """What follows the writing of the checkpoint of ``step``: the link to the best one, and no more than allowed."""
+        """What follows the writing of a checkpoint: the link to the best one, and no more of them than allowed."""
         if best == step:
             checkpoint_folder.point_best(self.run, step)
         checkpoint_folder.rotate(self.run, self.limit, keep=(best, step))
