@@ -28,6 +28,7 @@ from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
 from swiftune.train.run_log import RunLog, clock, has_totals
 from swiftune.train.saver import Saver
+from swiftune.train.window import Window
 from swiftune.types import Row
 
 if TYPE_CHECKING:
@@ -35,28 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Evaluate = Callable[[int, StopRequest], "dict[str, float] | None"]
-
-
-class Window:
-    """Sums over the steps since the last logged one; tensors stay on the device until they are logged."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.began = time.perf_counter()
-        self.sums = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-        self.supervised = self.tokens = self.steps = 0
-        self.grad_norm: Any = 0.0
-        """Of the last step, before clipping."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint between two logged steps keeps of it."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("began", "grad_norm")}
-        return kept | {"grad_norm": float(self.grad_norm), "seconds": time.perf_counter() - self.began}
-
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
-        self.began = time.perf_counter() - state.pop("seconds")
-        self.sums.copy_(state.pop("sums"))
-        vars(self).update(state)
 
 
 class Trainer:
