@@ -58,7 +58,7 @@ def launch(words: Sequence[str]) -> int:
                 )
             )
         codes = _wait(processes)
-    return _verdict(codes, kept)
+        return _verdict(codes, kept)
 
 
 def _environment() -> dict[str, str]:
