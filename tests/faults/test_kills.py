@@ -7,11 +7,13 @@ other in one run. The seed draws how far the run gets before each. Every failure
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults import runs
@@ -120,6 +122,26 @@ def test_a_killed_run_ends_with_the_same_bits(
     runs.assert_same(run, whole)
     runs.assert_opens(runs.checkpoints(run)[last], world.folder / "model")
     tried("killed and resumed runs, byte-identical to one that was not")
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_one_process_of_two_is_killed(world: World, tmp_path: Path, tried: Callable[[str], None]) -> None:
+    flags = BASE | SETTINGS["two processes"]
+    processes = flags.pop("NPROC_PER_NODE")
+    whole = world.whole_run("two processes", flags, processes=processes)
+    flags |= {"output_dir": tmp_path / "out"}
+    with world.start(flags, processes=processes) as training:
+        assert training.wait_for(lambda run: len(runs.checkpoints(run)) >= 3), training.said
+        psutil.Process(training.process.pid).children()[1].kill()
+        code, said = training.end()
+    assert code == 128 + signal.SIGKILL, said
+    assert "Traceback" not in said
+    assert "error: " in said.splitlines()[-1]
+    _, flags = look_at(tmp_path / "out", world, 0, flags)
+    world.finish(flags, processes=processes)
+    runs.assert_same(runs.newest_run(tmp_path / "out"), whole)
+    tried("kills of one process of two")
 
 
 def look_at(output: Path, world: World, before: int, flags: Flags) -> tuple[int, Flags]:

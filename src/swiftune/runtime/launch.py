@@ -66,7 +66,7 @@ def launch(words: Sequence[str]) -> int:
             for number in asked:  # while it was being started
                 processes[-1].send_signal(number)
         codes = _wait(processes)
-    return _verdict(codes, kept)
+        return _verdict(codes, kept)
 
 
 def _environment() -> dict[str, str]:
