@@ -344,8 +344,8 @@ def test_resuming_passes_over_what_is_not_whole(shop: Shop) -> None:
     run = shop.trained()
     shutil.copytree(run / "checkpoint-2", run / ".checkpoint-3.partial")
     (run / "checkpoint-2" / "trainer_state.json").unlink()
-    line = f"sft --model {MODEL} --dataset good.json --output_dir made --max_steps 3 --logging_steps 1 --resume_anyway true"
-    code, said = shop.swift(f"{line} --resume_from_checkpoint true")
+    line = f"sft --model {MODEL} --dataset good.json --output_dir made --max_steps 3 --logging_steps 1"
+    code, said = shop.swift(f"{line} --resume_from_checkpoint true --resume_anyway true")
     assert code == 0, said
     assert "global_step/max_steps: 2/3" in said
 

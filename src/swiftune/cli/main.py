@@ -122,6 +122,7 @@ def _run(words: list[str]) -> int:
             parse(arguments, rest)
         return launch.launch(words)
     with log_file.of(words):
+        launch.end_with_launcher()
         args = parse(arguments, rest)
         garbage.look_rarely()
         recipe: Callable[..., int | None] = _named(command.recipe)

@@ -59,12 +59,15 @@ class TokenStore(Sequence[Row]):
         cached: whether the rows were there already, so that nothing was tokenized.
         lengths: tokens of each row.
         supervised: supervised tokens of all rows.
+        content: SHA-256 of all rows, which is the same wherever the data is.
     """
 
     def __init__(self, folder: Path, cached: bool = True) -> None:
         self.folder = folder
         self.cached = cached
-        self.supervised: int = json.loads((folder / "about.json").read_text(encoding="utf-8"))["supervised"]
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        self.supervised: int = about["supervised"]
+        self.content: str = about["content"]
         self.lengths: np.ndarray[Any, np.dtype[np.int32]] = np.fromfile(folder / "lengths.i32", np.int32)
 
     def __len__(self) -> int:
@@ -193,7 +196,7 @@ class _Job:
 def _write(folder: Path, job: _Job, num_proc: int) -> None:
     import pyarrow as pa
 
-    supervised = 0
+    supervised, content = 0, hashlib.sha256()
     pending = _columns([])
     with (
         (folder / "faults.jsonl").open("w", encoding="ascii") as lines,
@@ -205,13 +208,16 @@ def _write(folder: Path, job: _Job, num_proc: int) -> None:
             supervised += learned
             lines.writelines(json.dumps(fault) + "\n" for fault in faults)
             lengths.write(np.diff(batch.column("ids").offsets).tobytes())
+            for column in batch.columns:
+                content.update(np.diff(column.offsets).tobytes())
+                content.update(column.values)
             pending = pa.concat_batches([pending, batch])
             while len(pending) >= _READ:
                 writer.write_batch(pending.slice(0, _READ))
                 pending = pending.slice(_READ)
         if len(pending):
             writer.write_batch(pending)
-    (folder / "about.json").write_text(json.dumps({"supervised": supervised}), encoding="utf-8")
+    (folder / "about.json").write_text(json.dumps({"supervised": supervised, "content": content.hexdigest()}))
 
 
 def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, list[Fault]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,11 +39,11 @@ def checkpoint_to_resume(args: SftArguments) -> Path | None:
     asked = args.resume_from_checkpoint
     if asked is None:
         return None
-    folder = checkpoint_folder.newest(Path(args.output_dir)) if asked == "true" else Path(asked)
-    if checkpoint_folder.listing(folder):  # a run's folder
-        folder = checkpoint_folder.newest(folder)
+    place = Path(args.output_dir if asked.lower() == "true" else asked)
+    newest = asked.lower() == "true" or (os.path.isdir(place) and any(place.glob("checkpoint-*")))  # a run's folder
+    folder = checkpoint_folder.newest(place) if newest else place
     if not args.resume_only_model:
-        if folder != Path(asked):
+        if newest:
             run_folder.refuse_alive(folder.parent)  # its newest checkpoint will soon be another
         checkpoint_folder.verify(folder)
         checkpoint.read_state(folder)
@@ -68,7 +69,7 @@ def _refuse_changes(args: SftArguments, folder: Path) -> None:
         raise CheckpointError(
             f"--resume_from_checkpoint: {said}", "Set them as they were, or go on with --resume_anyway true."
         )
-    warn(f"{said[0].upper()}{said[1:]} The run will not end as it would have.")
+    warn(f"{said[0].upper()}{said[1:]} The run will not end as it would have. An adapter stays what it is.")
 
 
 @contextmanager

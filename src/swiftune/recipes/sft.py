@@ -13,7 +13,7 @@ from swiftune.config import (
     PtArguments,
     SftArguments,
 )
-from swiftune.errors import DivergedError, Interrupted, MissingPackageError, OutOfMemoryError
+from swiftune.errors import DivergedError, Interrupted, MissingPackageError, OutOfMemoryError, OutputError
 from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.resuming import checkpoint_to_resume, folder_of_run, run_to_go_on_in
@@ -92,11 +92,11 @@ def _train_in(
         trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
         garbage.look_as_usual()
         state = trainer.train()
-    except (Interrupted, OutOfMemoryError, DivergedError) as stopped:
-        last = next((path for _, path in reversed(checkpoint_folder.listing(run))), None)
-        if last and trainer.state.step == data.feed.steps:
+    except (Interrupted, OutOfMemoryError, DivergedError, OutputError) as stopped:
+        step, last = (checkpoint_folder.listing(run) or [(-1, run)])[-1]
+        if step == data.feed.steps:
             stopped.cure = f"That was the last step. {_to_talk_to(args, last)}"
-        elif last and not args.save_only_model:
+        elif step >= 0 and not args.save_only_model:
             again = ["swift", command, "--config", str(run / "args.json"), "--resume_from_checkpoint", str(last)]
             stopped.cure = f"{stopped.cure} Go on with: {shlex.join(again)}".strip()
         raise

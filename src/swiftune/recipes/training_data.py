@@ -144,7 +144,7 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
         val=val_rows,
         val_samples=val if len(val) else None,
         tokens={"train": int(rows.lengths.sum()), "supervised": rows.supervised},
-        key=rows.folder.name,
+        key=rows.content,
         hashes=train.hashes | val.hashes,
     )
 

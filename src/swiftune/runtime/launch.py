@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,8 @@ from typing import BinaryIO
 
 from swiftune.errors import ArgumentsError
 
+LAUNCHER = "SWIFTUNE_LAUNCHER"
+"""Environment variable with the number of the process that started this one as one of several."""
 LOST_PEER = 75
 """Exit code of a process that failed only because another one did."""
 GRACE = 10.0
@@ -36,6 +39,20 @@ def is_main_process() -> bool:
 def has_lost_peer(error: Exception) -> bool:
     """Whether a process cannot go on because another one, which will say why, has failed."""
     return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and " peer" in str(error)
+
+
+def end_with_launcher() -> None:
+    """Has this process save and end, as on SIGTERM, once the one that ``launch`` ran in is gone, however it ended."""
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_wanted() -> bool:
@@ -57,7 +74,7 @@ def launch(words: Sequence[str]) -> int:
     with _passed_on(processes, asked), ExitStack() as stack:
         kept = [stack.enter_context(tempfile.TemporaryFile()) if first + local else None for local in range(count)]
         for local, file in enumerate(kept):
-            place = {"RANK": str(first * count + local), "LOCAL_RANK": str(local)}
+            place = {"RANK": str(first * count + local), "LOCAL_RANK": str(local), LAUNCHER: str(os.getpid())}
             processes.append(
                 stack.enter_context(
                     subprocess.Popen(command, env=os.environ | environment | place, stdout=file, stderr=file)

@@ -148,8 +148,13 @@ def load(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: Any,
     process: int,
+    settings: bool = True,
 ) -> tuple[TrainerState, dict[str, Any]]:
     """Puts everything back as it was when ``folder`` was written; adapters and models are loaded by their rooms.
+
+    Args:
+        process: number of this process.
+        settings: learning rate, decay and the like, too; False keeps those that the optimizer has.
 
     Returns:
         Where the run is, and what this process had of its own besides the random states.
@@ -157,8 +162,8 @@ def load(
     raw = read_state(folder)
     try:
         saved = load_tree(folder / "optimizer.safetensors")
-        load_optimizer_state(optimizer, saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
+        load_optimizer_state(optimizer, saved["optimizer"], settings=settings)
+        schedule.load_state_dict(saved["schedule"] if settings else saved["schedule"] | _settings(schedule))
         if scaler is not None and saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
         if (folder / "weights.safetensors").exists():
@@ -166,7 +171,7 @@ def load(
         own = load_tree(folder / "processes.safetensors")[process]
         set_random_state(own.pop("random"))
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be resumed from: {error}", "Take an earlier checkpoint.") from error
+        raise CheckpointError(f"{folder} cannot be resumed from: {error}.", "Take an earlier checkpoint.") from error
     return as_state(raw), own
 
 
@@ -253,6 +258,10 @@ def _save_model(taken: Snapshot, tokenizer: PreTrainedTokenizerBase, folder: Pat
     config["dtype"] = str(taken.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
+
+
+def _settings(schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
+    return {"base_lrs": schedule.base_lrs}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from swiftune.errors import CheckpointError
+from swiftune.runtime.console import warn
 from swiftune.runtime.paths import sync
 
 MARKER = "complete.json"
@@ -102,7 +103,7 @@ def verify(folder: Path) -> None:
         CheckpointError: there is no such checkpoint, or it is not as it was written.
     """
     flag = f"--resume_from_checkpoint {folder}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise CheckpointError(f"{flag}: there is no such folder.", "Name a checkpoint-... folder of a run, or `true`.")
     if fault := _fault(folder, contents=True):
         raise CheckpointError(f"{flag}: the checkpoint is not whole, {fault}.", "Take an earlier checkpoint.")
@@ -110,8 +111,7 @@ def verify(folder: Path) -> None:
 
 def listing(run: Path) -> list[tuple[int, Path]]:
     """The whole checkpoints of a run, oldest first."""
-    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return sorted((step, path) for step, path in found if not _fault(path, contents=False))
+    return sorted((step, path) for step, path in _named(run) if not _fault(path, contents=False))
 
 
 def rotate(run: Path, limit: int | None, keep: Collection[int | None]) -> None:
@@ -154,16 +154,31 @@ def point_best(run: Path, step: int) -> None:
 
 
 def newest(output_dir: Path) -> Path:
-    """The newest whole checkpoint of the newest run that has one (``--resume_from_checkpoint true``).
+    """The newest whole checkpoint of the newest run that has one (``--resume_from_checkpoint true``), every file read.
+
+    Args:
+        output_dir: folder of runs, or of one run.
 
     Raises:
         CheckpointError: there is none.
     """
     runs = [output_dir, *output_dir.glob("v*-*")] if output_dir.is_dir() else []
-    last = [saved[-1][1] for run in runs if (saved := listing(run))]
-    if not last:
-        raise CheckpointError(
-            f"--resume_from_checkpoint true: {output_dir} has no whole checkpoint.",
-            "Name one: --resume_from_checkpoint DIR.",
-        )
-    return max(last, key=lambda path: (path / MARKER).stat().st_mtime_ns)
+    for run in sorted(runs, key=_last_saved, reverse=True):
+        for _, folder in sorted(_named(run), reverse=True):
+            fault = _fault(folder, contents=True)
+            if not fault:
+                return folder
+            warn(f"{folder} is passed over: {fault}.")
+    raise CheckpointError(
+        f"--resume_from_checkpoint true: {output_dir} has no whole checkpoint.",
+        "Name one: --resume_from_checkpoint DIR.",
+    )
+
+
+def _last_saved(run: Path) -> int:
+    return max((marker.stat().st_mtime_ns for marker in run.glob(f"checkpoint-*/{MARKER}")), default=0)
+
+
+def _named(run: Path) -> list[tuple[int, Path]]:
+    """Folders called checkpoints, whole or not."""
+    return [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]

@@ -92,6 +92,8 @@ class Trainer:
         with self.log, StopRequest() as stop, self.saver:
             if self.resume_from is not None:
                 self._resume(self.resume_from)
+            else:
+                self.log.begin()
             self.began = time.perf_counter() - self.state.elapsed
             try:
                 self._to_the_end(stop)
@@ -368,6 +370,7 @@ class Trainer:
             schedule=self.schedule,
             scaler=self.accelerator.scaler,
             process=self.accelerator.process_index,
+            settings=not self.args.resume_anyway,
         )
         self.window.go_on(own["window"])
         self.saved_step = self.state.step

@@ -92,8 +92,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, settings: bool = True) -> None:
     """Puts back what ``optimizer_state`` gave.
+
+    Args:
+        settings: learning rate, decay and the like, too; False keeps those that ``optimizer`` has.
 
     Raises:
         ValueError: it is of another kind of optimizer, or of other parameters.
@@ -107,7 +110,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
             projector = GaLoreProjector()
             vars(projector).update(parameter["projector"])
             parameter["projector"] = projector
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    if not settings:
+        for group, kept in zip(optimizer.param_groups, own, strict=True):
+            group.update(kept)
 
 
 def build_schedule(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from swiftune.errors import OutputError, UsageError
 from swiftune.runtime import log_file
+from swiftune.train.run_log import has_totals
 
 LOCK = ".lock"
 _PATIENCE = 0.5
@@ -127,8 +128,8 @@ def is_used(run: Path) -> bool:
 
 
 def _refuse_used(folder: Path) -> None:
-    """Raises UsageError if a run is in ``folder``: two runs in one could not be told apart."""
-    if is_used(folder):
+    """Raises UsageError if a run is in ``folder`` that has come to a checkpoint or to its end."""
+    if any(folder.glob("checkpoint-*")) or has_totals(folder):
         raise UsageError(
             f"--add_version false: there is a run in {folder} already.",
             "Name another --output_dir, or go on with it: --resume_from_checkpoint true.",

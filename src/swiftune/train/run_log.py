@@ -49,6 +49,11 @@ class RunLog:
     ) -> None:
         self.bar.stop()
 
+    def begin(self) -> None:
+        """Drops what a run left that was killed before its first checkpoint, in a folder that is used again."""
+        if self.run is not None:
+            (self.run / LOG).unlink(missing_ok=True)
+
     def go_on_from(self, step: int) -> None:
         """Drops what an interrupted run logged after ``step``, which is about to be done again."""
         self.bar.update(self.task, completed=step)
