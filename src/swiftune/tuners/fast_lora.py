@@ -203,7 +203,7 @@ class _LoraLinear(torch.autograd.Function):
             g_TO = grad.reshape(-1, grad.shape[-1])
             gh_TR = (g_TO @ b_OR).mul_(scaling)
             grad_a_RD = gh_TR.t() @ _without(x_TD, dropped)
-            grad_b_OR = (g_TO.t() @ h_TR).to(ctx.dtype).mul_(scaling)
+            grad_b_OR = (h_TR.t() @ g_TO).t().to(ctx.dtype, memory_format=torch.contiguous_format).mul_(scaling)
             result += [grad_a_RD.to(ctx.dtype), grad_b_OR, None, None, None, None]
             if not ctx.needs_input_grad[0]:
                 continue
