@@ -1,15 +1,18 @@
 """Plain LoRA layers with a forward and a backward of their own: fewer passes over memory than the layer by layer graph.
 
-Layers that are given the same input (q, k, v; gate, up) are one function: the input is kept once, and its gradient is
-summed where it is made. Per layer, with s = scaling / (1 - p) and m the layer's own dropout mask (LoRA,
-arXiv:2106.09685, section 4.1):
+Layers that are given the same input (q, k, v; gate, up) are one function: the input is kept once, its dropout is drawn
+once, and the products with their A's, laid below each other, are one product. Per layer, with s = scaling / (1 - p) and
+m the dropout mask (LoRA, arXiv:2106.09685, section 4.1):
 
     h  = (m * x) Aᵀ        y  = x Wᵀ + b + s h Bᵀ
-    gh = s g B             dB = s gᵀ h        dA = ghᵀ (m * x)        dx = Σ g W + m * (gh A)
+    gh = s g B             dB = s gᵀ h        dA = ghᵀ (m * x)        dx = Σ g W + m * Σ gh A
+
+In PEFT each layer draws a mask of its own. Here layers with one input miss the same values of it in a pass; what each
+of them misses, and how often, is as it is there.
 
 Everything else that PEFT offers (DoRA, several adapters, quantized bases, ...) keeps PEFT's own path.
 
-Shapes: T tokens, D inputs, O outputs, R rank.
+Shapes: T tokens, D inputs, O outputs, R rank; S the sum of the ranks of layers with one input.
 """
 
 from __future__ import annotations
@@ -96,20 +99,28 @@ class _Layer:
         self.base = module.base_layer
         self.a, self.b = module.lora_A[self.adapter], module.lora_B[self.adapter]
         self.dropout = getattr(module.lora_dropout[self.adapter], "p", 0.0)
-        self._cast: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def fast(self) -> bool:
         """Whether the layer is still what it was."""
         module = self.module
         return not module.disable_adapters and not module.merged and module.active_adapters == [self.adapter]
 
-    def adapters(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B in ``dtype``: converted once a step, not once a micro-batch."""
-        a_RD, b_OR = self.a.weight, self.b.weight
-        state = (dtype, a_RD._version, b_OR._version, a_RD.data_ptr(), b_OR.data_ptr())
-        if self._cast is None or self._cast[0] != state:
-            self._cast = state, (a_RD.detach().to(dtype), b_OR.detach().to(dtype))
-        return self._cast[1]
+
+class _Cast:
+    """The A's and B's of layers with one input in another dtype: converted once a step, not once a micro-batch."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._made: tuple[torch.Tensor, list[torch.Tensor]]
+
+    def __call__(self, layers: list[_Layer], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """All A's as one matrix ``(S, D)``, and each B."""
+        weights = [(layer.a.weight, layer.b.weight) for layer in layers]
+        state = dtype, [(p._version, p.data_ptr()) for pair in weights for p in pair]
+        if self._state != state:
+            a_SD = torch.cat([a_RD.detach().to(dtype) for a_RD, _ in weights])
+            self._state, self._made = state, (a_SD, [b_OR.detach().to(dtype) for _, b_OR in weights])
+        return self._made
 
 
 @dataclass
@@ -129,6 +140,7 @@ class _Shared:
 
     layers: list[_Layer]
     waiting: _Waiting
+    cast: _Cast = field(default_factory=_Cast)
 
     def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The output of layer ``index``. The first one's call computes that of all."""
@@ -139,9 +151,10 @@ class _Shared:
                 waiting.x = None
             return output
         waiting.x, waiting.of = None, {}
-        if index or not all(layer.fast() for layer in self.layers):
-            return _apply(x, [layer])[0]
-        first, *others = _apply(x, self.layers)
+        alike = len({layer.dropout for layer in self.layers}) == 1
+        if index or not alike or not all(layer.fast() for layer in self.layers):
+            return _apply(x, [layer], _Cast())[0]
+        first, *others = _apply(x, self.layers, self.cast)
         if others:
             waiting.x, waiting.of = x, dict(zip(self.layers[1:], others, strict=True))
         return first
@@ -156,67 +169,75 @@ def _fast(shared: _Shared, index: int, slow: Callable[..., torch.Tensor]) -> Cal
     return forward
 
 
-def _apply(x: torch.Tensor, layers: list[_Layer]) -> tuple[torch.Tensor, ...]:
+def _apply(x: torch.Tensor, layers: list[_Layer], cast: _Cast) -> tuple[torch.Tensor, ...]:
     x = x.to(layers[0].base.weight.dtype)  # float32 where the embeddings are trained, too
-    settings = []
+    p = layers[0].dropout if layers[0].module.training else 0.0
+    scalings = [layer.module.scaling[layer.adapter] / (1 - p) for layer in layers]
+    a_SD, bs_OR = cast(layers, x.dtype)
     tensors: list[torch.Tensor | None] = []
-    for layer in layers:
-        p = layer.dropout if layer.module.training else 0.0
-        settings.append((layer.module.scaling[layer.adapter] / (1 - p), p))
-        tensors += [layer.a.weight, layer.b.weight, layer.base.weight, layer.base.bias, *layer.adapters(x.dtype)]
-    return _LoraLinear.apply(x, settings, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    for layer, b_OR in zip(layers, bs_OR, strict=True):
+        tensors += [layer.a.weight, layer.b.weight, layer.base.weight, layer.base.bias, b_OR]
+    return _LoraLinear.apply(x, p, scalings, a_SD, *tensors)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Six tensors a layer: A and B, which gradients are for, then W, b, and A and B in the dtype of the input."""
+    """Five tensors a layer: A and B, which gradients are for, then W, b, and B in the dtype of the input."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, settings: list[tuple[float, float]], *tensors: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, p: float, scalings: list[float], a_SD: torch.Tensor, *tensors: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
         x_TD = x.reshape(-1, x.shape[-1])
+        dropped = _draw(x_TD, p) if p else None
+        h_TS = linear(_without(x_TD, dropped), a_SD)
         outputs: list[torch.Tensor] = []
-        kept: list[torch.Tensor | None] = [x_TD]
-        for (scaling, p), (_, _, weight_OD, bias_O, a_RD, b_OR) in zip(settings, _by_layer(tensors), strict=True):
-            dropped = _draw(x_TD, p) if p else None
+        kept: list[torch.Tensor | None] = [x_TD, dropped, h_TS, a_SD]
+        ctx.ranks = [len(a_RD) for a_RD, *_ in _by_layer(tensors)]
+        parts = torch.split(h_TS, ctx.ranks, dim=1)
+        for h_TR, scaling, (_, _, weight_OD, bias_O, b_OR) in zip(parts, scalings, _by_layer(tensors), strict=True):
             y_TO = linear(x_TD, weight_OD, bias_O)
-            h_TR = linear(_without(x_TD, dropped), a_RD)
             y_TO.addmm_(h_TR, b_OR.t(), alpha=scaling)
             outputs.append(y_TO.view(*x.shape[:-1], -1))
-            kept += [weight_OD, a_RD, b_OR, h_TR, dropped]
+            kept += [weight_OD, b_OR]
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.scalings, ctx.shape = [scaling for scaling, _ in settings], x.shape
-        ctx.dtype = next(a_RD.dtype for a_RD, *_ in _by_layer(tensors))
+        ctx.scalings, ctx.shape = scalings, x.shape
+        ctx.dtypes = [(a_RD.dtype, b_OR.dtype) for a_RD, b_OR, *_ in _by_layer(tensors)]
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        x_TD, *kept = ctx.saved_tensors
+        x_TD, dropped, h_TS, a_SD, *kept = ctx.saved_tensors
         grad_x_TD: torch.Tensor | None = None
-        result: list[torch.Tensor | None] = []
-        for index, (grad, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
+        gh_TS = torch.zeros_like(h_TS)
+        grads_b: list[torch.Tensor | None] = []
+        parts = zip(torch.split(gh_TS, ctx.ranks, dim=1), torch.split(h_TS, ctx.ranks, dim=1), strict=True)
+        for index, (grad, (gh_TR, h_TR)) in enumerate(zip(grads, parts, strict=True)):
             if grad is None:
-                result += [None] * 6
+                grads_b.append(None)
                 continue
-            weight_OD, a_RD, b_OR, h_TR, dropped = kept[5 * index : 5 * index + 5]
-            g_TO = grad.reshape(-1, grad.shape[-1])
-            gh_TR = (g_TO @ b_OR).mul_(scaling)
-            grad_a_RD = gh_TR.t() @ _without(x_TD, dropped)
-            grad_b_OR = (g_TO.t() @ h_TR).to(ctx.dtype).mul_(scaling)
-            result += [grad_a_RD.to(ctx.dtype), grad_b_OR, None, None, None, None]
-            if not ctx.needs_input_grad[0]:
-                continue
-            grad_x_TD = g_TO @ weight_OD if grad_x_TD is None else grad_x_TD.addmm_(g_TO, weight_OD)
-            if dropped is None:
-                grad_x_TD.addmm_(gh_TR, a_RD)
-            else:
-                grad_x_TD.add_(_drop_(gh_TR @ a_RD, dropped))
-        return None if grad_x_TD is None else grad_x_TD.view(ctx.shape), None, *result
+            weight_OD, b_OR = kept[2 * index : 2 * index + 2]
+            g_TO, scaling = grad.reshape(-1, grad.shape[-1]), ctx.scalings[index]
+            torch.mul(g_TO @ b_OR, scaling, out=gh_TR)
+            grad_b_RO = (h_TR.t() @ g_TO).to(ctx.dtypes[index][1])
+            grads_b.append(grad_b_RO.mul_(scaling).t().contiguous())
+            if ctx.needs_input_grad[0]:
+                grad_x_TD = g_TO @ weight_OD if grad_x_TD is None else grad_x_TD.addmm_(g_TO, weight_OD)
+        grad_a_SD = gh_TS.t() @ _without(x_TD, dropped)
+        if grad_x_TD is not None and dropped is None:
+            grad_x_TD.addmm_(gh_TS, a_SD)
+        elif grad_x_TD is not None:
+            grad_x_TD.add_(_drop_(gh_TS @ a_SD, dropped))
+        result: list[torch.Tensor | None] = []
+        for grad_a_RD, grad_b_OR, (dtype, _) in zip(
+            torch.split(grad_a_SD, ctx.ranks), grads_b, ctx.dtypes, strict=True
+        ):
+            result += [None if grad_b_OR is None else grad_a_RD.to(dtype), grad_b_OR, None, None, None]
+        return None if grad_x_TD is None else grad_x_TD.view(ctx.shape), None, None, None, *result
 
 
 def _by_layer(tensors: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    return [tensors[start : start + 6] for start in range(0, len(tensors), 6)]
+    return [tensors[start : start + 5] for start in range(0, len(tensors), 5)]
 
 
 # -- dropout ---------------------------------------------------------------------------------------------------------
