@@ -1,12 +1,8 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
-<<<<<<< HEAD
-# make test      every test; make check: format, lint, types, floors (under a minute, before each commit)
-# make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
-=======
 # make test      every test, but only a part of make test-faults: trainings killed at any moment, disks that fill up
 # make check     format, lint, types, floors (under a minute, before each commit)
->>>>>>> kills
+# make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
 # make bench     measures; make docs: writes the reference pages again
 
 TORCH := torch==2.13.0
@@ -19,15 +15,11 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
 	$(name) -c 'import sys; (3, 10) <= sys.version_info < (3, 14) and print(sys.executable)' 2>/dev/null)))
 
-<<<<<<< HEAD
 # How long `make fuzz` takes, and the targets of tests/fuzz.py that share it.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := rows files words
 
-.PHONY: install install-dev demo test fuzz check bench docs
-=======
-.PHONY: install install-dev demo test test-faults check bench docs
->>>>>>> kills
+.PHONY: install install-dev demo test test-faults fuzz check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

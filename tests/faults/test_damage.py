@@ -52,7 +52,7 @@ def empty(file: Path) -> None:
 DAMAGES = [
     ("optimizer.safetensors", cut_short),
     ("adapter_model.safetensors", one_bit),
-    ("random.safetensors", remove),
+    ("processes.safetensors", remove),
     ("trainer_state.json", empty),
     ("args.json", remove),
     (runs.MARKER, remove),
