@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from swiftune.data.ledger import Ledger
 from swiftune.data.load import load_samples
 from swiftune.data.render import Renderer
 from swiftune.data.stream import stream_samples
-from swiftune.data.tokens import tokenize, tokenize_stream
+from swiftune.data.token_stream import TokenStream
+from swiftune.data.tokens import tokenize
 from swiftune.errors import DataError, SwiftuneError
 from tests import tiny
 
@@ -269,7 +269,7 @@ def store(path: Path, renderer: Renderer, ledger: Ledger) -> None:
 def stream(path: Path, renderer: Renderer, ledger: Ledger) -> None:
     """A few epochs of it."""
     samples = stream_samples([str(path)], Path, ledger=ledger, buffer_size=1)
-    assert len(list(itertools.islice(tokenize_stream(samples, renderer, max_length=MAX_LENGTH, ledger=ledger), 65)))
+    assert len(TokenStream(samples, renderer, max_length=MAX_LENGTH).take(65)) == 65
 
 
 def listed(ledger: Ledger, folder: Path) -> int:

@@ -27,8 +27,8 @@ def train_with_little(mib: int) -> None:
     def limited(self: Trainer) -> TrainerState:
         # OpenBLAS takes its buffers, one for each thread that multiplies, and ends the process where it cannot.
         multiply()
-        self.background.start(multiply)
-        self.background.wait()
+        self.saver.start(multiply)
+        self.saver.wait()
         most = psutil.Process().memory_info().vms + mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
         return train(self)

@@ -100,7 +100,7 @@ def test_one_folder_takes_one_run(tmp_path: Path) -> None:
         assert is_alive(run)
         with pytest.raises(UsageError, match="is in use"), begun(tmp_path, add_version=False):
             pass
-        (run / "logging.jsonl").touch()
+        (run / "checkpoint-1").mkdir()
     assert not (run / LOCK).exists()
     with pytest.raises(UsageError, match="there is a run in"), begun(tmp_path, add_version=False):
         pass

@@ -62,6 +62,8 @@ def _refuse_changes(args: SftArguments, folder: Path) -> None:
         for name in names
         if getattr(then, name) != getattr(args, name)
     ]
+    if _resolved(then.model) != _resolved(args.model):
+        changed.insert(0, f"--model ({then.model} then, {args.model} now)")
     if not changed:
         return
     said = f"since {folder} was written these have changed: {', '.join(changed)}."
@@ -89,15 +91,17 @@ def folder_of_run(args: SftArguments, processes: PartialState, resume_from: Path
                 stack.enter_context(run_folder.held(own))
             made[0] = own or stack.enter_context(run_folder.begun(Path(args.output_dir), add_version=args.add_version))
             _clean(Path(args.output_dir), made[0])
-            path = Path(args.model or "")
             fresh: dict[str, Any] = {"resume_from_checkpoint": None, "resume_only_model": False, "resume_anyway": False}
-            resolved = args.model_copy(
-                update=fresh | ({"model": str(path.resolve())} if args.model and path.exists() else {})
-            )
+            resolved = args.model_copy(update=fresh | {"model": _resolved(args.model)})
             save(resolved, made[0] / "args.json")
         if processes.num_processes > 1:
             broadcast_object_list(made)
         yield Path(made[0])
+
+
+def _resolved(model: str | None) -> str | None:
+    """A model's folder by its whole path; any other name as it is."""
+    return str(Path(model).resolve()) if model and os.path.exists(model) else model
 
 
 def _clean(output_dir: Path, own: Path) -> None:
