@@ -105,7 +105,7 @@ def go_on(said: str, steps: int = 2) -> None:
     assert found, said
     command = shlex.split(found[1])
     last = int(command[-1].rsplit("-", 1)[1])
-    assert swift(*command, "--max_steps", last + steps) == 0
+    assert swift(*command, "--max_steps", last + steps, "--resume_anyway", "true") == 0
     run = Path(command[-1]).parent
     logged = [int(r["global_step/max_steps"].split("/")[0]) for r in log_of(run) if "loss" in r]
     assert logged == list(range(1, last + steps + 1))
