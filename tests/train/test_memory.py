@@ -34,6 +34,15 @@ def test_plenty_of_memory_means_no_checkpointing() -> None:
     assert (plan().budget, plan().again) == (2048, 0)
 
 
+def test_two_lanes_have_together_what_one_would_have() -> None:
+    both = plan(lanes=2)
+    assert (both.lanes, both.budget, both.again) == (2, 1024, 0)
+    assert both.activations == pytest.approx(plan().activations, rel=0.01)
+    assert plan(lanes=2, longest=1500).budget == 1500
+    for one in ({"asked": 512}, {"checkpointing": True}, {"free": both.activations}, {"longest": 40_000}):
+        assert plan(lanes=2, **one) == plan(**one)
+
+
 def test_little_memory_means_smaller_micro_batches_then_a_few_layers_then_all_then_smaller_still() -> None:
     seen = [(p.again, -p.budget) for mib in range(4000, 10, -5) if (p := plan(free=mib << 20, longest=64))]
     assert seen == sorted(seen)

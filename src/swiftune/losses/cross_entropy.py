@@ -19,9 +19,8 @@ import torch
 
 ALIGN = 32
 """Positions are filled up to a multiple of this: oneDNN builds, and keeps, kernels for every new number of them."""
-BLOCK_VALUES = {"cpu": 2**24}
-"""Logits of a block: on a CPU as many as its memory allocator keeps from block to block (32 MiB in bfloat16; larger
-ones are given back to the system, and filled with zeros when they are made anew). 2²⁷ elsewhere."""
+BLOCK_VALUES = {"cpu": 2**23}
+"""Logits of a block: on a CPU as many as stay near its cores. 2²⁷ elsewhere."""
 
 
 def linear_cross_entropy(

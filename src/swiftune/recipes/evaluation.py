@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from swiftune.train.lanes import Lanes
     from swiftune.train.objective import SupervisedObjective
     from swiftune.train.plan import Layout
 
@@ -30,6 +31,7 @@ class Evaluator:
     prepared: torch.nn.Module
     """The objective as ``accelerator`` placed it."""
     layout: Layout
+    lanes: Lanes
     accelerator: Accelerator
     run: Path
 
@@ -42,7 +44,9 @@ class Evaluator:
         from swiftune.train.evaluate import evaluate
 
         assert self.data.val is not None
-        metrics = evaluate(self.prepared, self.data.val, layout=self.layout, accelerator=self.accelerator, stop=stop)
+        metrics = evaluate(
+            self.prepared, self.data.val, layout=self.layout, lanes=self.lanes, accelerator=self.accelerator, stop=stop
+        )
         if metrics is None or not self.args.predict_with_generate:
             return metrics
         scores = self._scores(step, stop)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from swiftune.train.loop import Trainer
+    from swiftune.train.memory import MemoryPlan
     from swiftune.train.objective import SupervisedObjective
 
 
@@ -130,6 +131,7 @@ def _trainer(
     from swiftune.recipes.evaluation import Evaluator
     from swiftune.train import disk, optim
     from swiftune.train.checkpoint import TrainerState
+    from swiftune.train.lanes import Lanes
     from swiftune.train.loop import Trainer
     from swiftune.train.objective import SupervisedObjective
     from swiftune.train.plan import Layout, pair_work
@@ -138,9 +140,9 @@ def _trainer(
     hardware.keep_freed_memory()
     model = _model(args, opened, accelerator.device, dtype, resume_from)
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
-    layout = Layout(
-        _plan_memory(args, objective, data, accelerator, dtype), accelerator.num_processes, pair_work(model.config)
-    )
+    plan = _plan_memory(args, objective, data, accelerator, dtype)
+    layout = Layout(plan.budget, accelerator.num_processes, pair_work(model.config), plan.lanes)
+    lanes = Lanes(plan.lanes)
     if accelerator.is_main_process:
         run_record.write(run, args, data, accelerator, budget=layout.budget)
         disk.say_what_is_needed(run, args, model, dtype, data.feed)
@@ -164,10 +166,13 @@ def _trainer(
         accelerator=accelerator,
         tokenizer=opened.tokenizer,
         layout=layout,
+        lanes=lanes,
         dtype=dtype,
         run=run,
         state=place,
-        evaluate=Evaluator(args, opened, data, objective, prepared, layout, accelerator, run) if data.val else None,
+        evaluate=Evaluator(args, opened, data, objective, prepared, layout, lanes, accelerator, run)
+        if data.val
+        else None,
         resume_from=None if args.resume_only_model else resume_from,
     )
 
@@ -231,9 +236,9 @@ def _plan_memory(
     data: TrainingData,
     accelerator: Accelerator,
     dtype: torch.dtype,
-) -> int:
+) -> MemoryPlan:
     """Decides how many tokens a micro-batch has, and says in one line what the run will take."""
-    from swiftune.train import memory
+    from swiftune.train import lanes, memory
 
     model, processes = objective.model, accelerator.num_processes
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -246,17 +251,19 @@ def _plan_memory(
         longest=data.longest,
         asked=args.max_tokens_per_batch,
         checkpointing=args.gradient_checkpointing,
+        lanes=lanes.fitting(model, accelerator.device, processes),
     )
     memory.compute_again(model, plan.again)
+    at_once = f", {plan.lanes} at once" if plan.lanes > 1 else ""
     again = f", activations of {plan.again} of {activations.layers} layers computed again" if plan.again else ""
     if accelerator.is_main_process:
         say(
             f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
             f"{str(dtype).removeprefix('torch.')} on {processes} x {accelerator.device.type}, "
             f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
-            f"{again} (at most about {plan.activations / 2**30:.1f} GiB of activations)."
+            f"{at_once}{again} (at most about {plan.activations / 2**30:.1f} GiB of activations)."
         )
-    return plan.budget
+    return plan
 
 
 def _room(accelerator: Accelerator) -> int:

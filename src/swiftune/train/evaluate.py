@@ -8,6 +8,7 @@ import torch
 
 from swiftune.runtime.stop import StopRequest
 from swiftune.train.feed import RowStore
+from swiftune.train.lanes import Lanes
 from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
@@ -22,7 +23,13 @@ WINDOW = 1024
 
 @torch.no_grad()
 def evaluate(
-    objective: torch.nn.Module, store: RowStore, *, layout: Layout, accelerator: Accelerator, stop: StopRequest
+    objective: torch.nn.Module,
+    store: RowStore,
+    *,
+    layout: Layout,
+    lanes: Lanes,
+    accelerator: Accelerator,
+    stop: StopRequest,
 ) -> dict[str, float] | None:
     """``eval_loss`` (nats per supervised token) and ``eval_acc`` over all rows and processes.
 
@@ -37,14 +44,19 @@ def evaluate(
     double = torch.float32 if accelerator.device.type == "mps" else torch.float64
     sums = torch.zeros(3, dtype=double)  # loss, right predictions, supervised tokens
 
-    def compute(batches: list[list[Row]]) -> torch.Tensor | None:
-        sums = torch.zeros(3, dtype=double)
-        for rows in batches:
-            if stop and accelerator.num_processes == 1:
-                return None
-            loss, correct = objective(pack(rows, accelerator.device))
-            sums += torch.tensor([loss.item(), correct.item(), sum(row.supervised for row in rows)])
-        return sums
+    def compute(work: list[list[list[Row]]]) -> torch.Tensor | None:
+        @torch.no_grad()
+        def lane(number: int) -> torch.Tensor:
+            sums = torch.zeros(3, dtype=double)
+            for rows in work[number]:
+                if stop and accelerator.num_processes == 1:
+                    break
+                loss, correct = objective(pack(rows, accelerator.device))
+                sums += torch.tensor([loss.item(), correct.item(), sum(row.supervised for row in rows)])
+            return sums
+
+        total = torch.stack(lanes.run(lane)).sum(0)
+        return None if stop and accelerator.num_processes == 1 else total
 
     try:
         for start in range(0, len(store), WINDOW):

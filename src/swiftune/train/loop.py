@@ -23,6 +23,7 @@ from swiftune.runtime.stop import StopRequest
 from swiftune.train import bad_numbers, checkpoint
 from swiftune.train.checkpoint import TrainerState
 from swiftune.train.feed import Feed
+from swiftune.train.lanes import Lanes
 from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
@@ -45,6 +46,7 @@ class Trainer:
         objective: micro-batch to sums, prepared by ``accelerator``.
         model: what is saved (PEFT's wrapper, or the model).
         layout: how rows are laid out in micro-batches.
+        lanes: where they are computed.
         dtype: in which a fully tuned model is saved.
         evaluate: the metrics (``eval_loss``, ...) of the moment; ``None`` without validation rows.
         run: the run's folder, ``args.json`` in it.
@@ -64,6 +66,7 @@ class Trainer:
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
         layout: Layout,
+        lanes: Lanes,
         dtype: torch.dtype,
         run: Path,
         state: TrainerState,
@@ -72,7 +75,7 @@ class Trainer:
     ) -> None:
         self.args, self.objective, self.model, self.feed = args, objective, model, feed
         self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
-        self.tokenizer, self.layout, self.dtype, self.run = tokenizer, layout, dtype, run
+        self.tokenizer, self.layout, self.lanes, self.dtype, self.run = tokenizer, layout, lanes, dtype, run
         self.evaluate, self.resume_from = evaluate, resume_from
         self.state, self.saved_step = state, 0
         main = accelerator.is_main_process
@@ -200,16 +203,39 @@ class Trainer:
                 "Look at those rows, or set a lower --learning_rate.",
             )
 
-    def _gradient(self, supervised: int, batches: list[list[Row]]) -> torch.Tensor:
+    def _gradient(self, supervised: int, work: list[list[list[Row]]]) -> torch.Tensor:
         """Adds the gradient of this process's micro-batches to the parameters'. Returns its sums (loss, correct)."""
         acc = self.accelerator
+        if self.lanes.count > 1:
+            return self._gradient_in_lanes(supervised, work)
         total = torch.zeros_like(self.window.sums)
         with acc.no_sync(self.objective):
-            for rows in batches:
+            for rows in work[0]:
                 sums = self.objective(pack(rows, acc.device))
                 # DDP averages over processes; the sum over all of them is divided by the step's tokens instead.
                 acc.backward(sums.loss * (acc.num_processes / max(supervised, 1)))
                 total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
+        return total
+
+    def _gradient_in_lanes(self, supervised: int, work: list[list[list[Row]]]) -> torch.Tensor:
+        """The same; each lane has gradients of its own, which are added up in one order, whoever was first."""
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+
+        def lane(number: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            total, grads = torch.zeros_like(self.window.sums), [torch.zeros_like(p) for p in trained]
+            for rows in work[number]:
+                sums = self.objective(pack(rows, self.accelerator.device))
+                loss = sums.loss / max(supervised, 1)
+                torch._foreach_add_(grads, torch.autograd.grad(loss, trained, materialize_grads=True))
+                total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
+            return total, grads
+
+        (total, grads), *others = self.lanes.run(lane)
+        for more, added in others:
+            total += more
+            torch._foreach_add_(grads, added)
+        for parameter, grad in zip(trained, grads, strict=True):
+            parameter.grad = grad
         return total
 
     def _sum_gradients(self) -> None:

@@ -67,7 +67,9 @@ class MemoryPlan:
     again: int
     """Layers that keep their inputs only and are computed again in the backward pass."""
     activations: int
-    """Bytes that the activations of one micro-batch will take."""
+    """Bytes that the activations of the micro-batches that are computed at once will take."""
+    lanes: int = 1
+    """How many are."""
 
 
 def plan_memory(
@@ -78,15 +80,23 @@ def plan_memory(
     longest: int,
     asked: int | None,
     checkpointing: bool | Literal["auto"],
+    lanes: int = 1,
 ) -> MemoryPlan:
-    """Chooses the token budget, and how many layers are computed again.
+    """Chooses the token budget, how many layers are computed again, and how many micro-batches are computed at once.
 
     Args:
         free: bytes free on the device for this process, weights and optimizer already counted.
         longest: tokens of the longest row.
         asked: ``--max_tokens_per_batch``.
         checkpointing: ``auto``, or what the user wants.
+        lanes: as many micro-batches are computed at once, if there is room and none of their layers computed again;
+            together they have as many tokens as one by itself would have.
     """
+    if lanes > 1 and asked is None and checkpointing is not True:
+        budget = max(TOKENS.get(device, 2048) // lanes, longest)
+        together = lanes * activations.peak(budget, 0)
+        if together <= free * MARGIN:
+            return MemoryPlan(budget, 0, together, lanes)
 
     def fits(budget: int, again: int) -> bool:
         return activations.peak(budget, again) <= free * MARGIN

@@ -16,6 +16,7 @@ from swiftune.errors import ModelError
 from swiftune.losses.cross_entropy import linear_cross_entropy
 from swiftune.models import attention, head
 from swiftune.models.norms import speed_up_norms
+from swiftune.runtime.seeds import generator
 from swiftune.types import IGNORE, MicroBatch
 
 if TYPE_CHECKING:
@@ -139,4 +140,6 @@ class SupervisedObjective(torch.nn.Module):
     def _noise(self, batch: MicroBatch, like_1TD: torch.Tensor) -> torch.Tensor:
         lengths = torch.tensor(batch.cu_seqlens, device=like_1TD.device).diff()
         size_T = (lengths * like_1TD.shape[-1]).to(torch.float32).rsqrt().repeat_interleave(lengths)
-        return torch.empty_like(like_1TD).uniform_(-1, 1) * (self.neftune_alpha * size_T[None, :, None]).to(like_1TD)
+        return torch.empty_like(like_1TD).uniform_(-1, 1, generator=generator()) * (
+            self.neftune_alpha * size_T[None, :, None]
+        ).to(like_1TD)

@@ -20,13 +20,15 @@ T = TypeVar("T")
 
 
 def within_memory(
-    compute: Callable[[list[list[Row]]], T],
+    compute: Callable[[list[list[list[Row]]]], T],
     rows: Sequence[Row],
     layout: Layout,
     accelerator: Accelerator,
     undo: Callable[[], None] = lambda: None,
 ) -> T:
-    """What ``compute`` makes of the micro-batches of this process, with a lower ``layout.budget`` where it has to be.
+    """What ``compute`` makes of the micro-batches of each lane of this process.
+
+    Where they do not fit, ``layout.budget`` is lowered until they do.
 
     All processes agree on whether the work is done again, so ``compute`` may not wait for another process.
 
@@ -41,7 +43,9 @@ def within_memory(
         plans = layout.plan(rows)
         failed, result = False, None
         try:
-            result = compute([[rows[i] for i in batch] for batch in plans[accelerator.process_index]])
+            first = accelerator.process_index * layout.lanes
+            lanes = plans[first : first + layout.lanes]
+            result = compute([[[rows[i] for i in batch] for batch in lane] for lane in lanes])
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise

@@ -25,17 +25,21 @@ class Layout:
     Args:
         budget: tokens in a micro-batch.
         processes: how many share a step.
+        lanes: how many micro-batches a process computes at once.
         pair_work: the work of attending from one token to another, in units of a token's work in the linear layers.
     """
 
     budget: int
     processes: int = 1
     pair_work: float = 0.0
+    lanes: int = 1
 
     def plan(self, rows: Sequence[Row]) -> list[list[MicroBatchRows]]:
-        """For every process its micro-batches."""
+        """The micro-batches of every lane of the first process, then of the second, and so on."""
         work = [len(row.ids_T) + self.pair_work * sum(n * n for n in row.lengths) for row in rows]
-        return plan_step([len(row.ids_T) for row in rows], budget=self.budget, processes=self.processes, work=work)
+        return plan_step(
+            [len(row.ids_T) for row in rows], budget=self.budget, processes=self.processes * self.lanes, work=work
+        )
 
 
 def pair_work(config: Any) -> float:

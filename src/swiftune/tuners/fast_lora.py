@@ -18,12 +18,15 @@ Shapes: T tokens, D inputs, O outputs, R rank; S the sum of the ranks of layers 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
+
+from swiftune.runtime.seeds import generator
 
 
 def speed_up(model: torch.nn.Module, trial: Callable[[], object] | None = None) -> int:
@@ -110,28 +113,28 @@ class _Cast:
     """The A's and B's of layers with one input in another dtype: converted once a step, not once a micro-batch."""
 
     def __init__(self) -> None:
-        self._state: Any = None
-        self._made: tuple[torch.Tensor, list[torch.Tensor]]
+        self._kept: tuple[Any, tuple[torch.Tensor, list[torch.Tensor]]] | None = None
 
     def __call__(self, layers: list[_Layer], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """All A's as one matrix ``(S, D)``, and each B."""
         weights = [(layer.a.weight, layer.b.weight) for layer in layers]
         state = dtype, [(p._version, p.data_ptr()) for pair in weights for p in pair]
-        if self._state != state:
+        kept = self._kept  # read once, written once: several threads may be here
+        if kept is None or kept[0] != state:
             a_SD = torch.cat([a_RD.detach().to(dtype) for a_RD, _ in weights])
-            self._state, self._made = state, (a_SD, [b_OR.detach().to(dtype) for _, b_OR in weights])
-        return self._made
+            kept = self._kept = state, (a_SD, [b_OR.detach().to(dtype) for _, b_OR in weights])
+        return kept[1]
 
 
-@dataclass
-class _Waiting:
+class _Waiting(threading.local):
     """Outputs that are computed for layers still to be called.
 
-    One for the whole model: what a pass that broke off has left is let go as soon as the next one begins.
+    One for the whole model and thread: what a pass that broke off has left is let go as soon as the next one begins.
     """
 
-    x: torch.Tensor | None = None
-    of: dict[_Layer, torch.Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.x: torch.Tensor | None = None
+        self.of: dict[_Layer, torch.Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -251,12 +254,12 @@ def _draw(like_TD: torch.Tensor, p: float) -> torch.Tensor:
     """
     count = like_TD.numel()
     if like_TD.device.type != "cpu":
-        return torch.rand_like(like_TD, dtype=torch.float32) < p
+        return torch.rand(like_TD.shape, device=like_TD.device, generator=generator()) < p
     places: list[torch.Tensor] = []
     last = -1
     while last < count:
         size = int((count - last) * p + 6 * math.sqrt((count - last) * p)) + 16
-        uniform = torch.rand(size, dtype=torch.float32).neg_().add_(1.0)  # in (0, 1]
+        uniform = torch.empty(size).uniform_(2**-25, 1, generator=generator())  # never 0
         gaps = uniform.log_().mul_(1 / math.log1p(-p)).to(torch.int64).add_(1)
         places.append(gaps.cumsum_(0).add_(last))
         last = int(places[-1][-1])
@@ -264,15 +267,15 @@ def _draw(like_TD: torch.Tensor, p: float) -> torch.Tensor:
     return flat[: int(torch.searchsorted(flat, count))]
 
 
-_scratch: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-"""Where the last input without its dropped values was: memory that is still in the processor's cache."""
+_scratch: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
+"""By thread: where the last input without its dropped values was: memory that is still in the processor's cache."""
 
 
 def _without(x_TD: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
     """``x_TD`` without what is dropped; until the next call, where it is a copy."""
     if dropped is None:
         return x_TD
-    kind, count = (x_TD.device, x_TD.dtype), x_TD.numel()
+    kind, count = (threading.get_ident(), x_TD.device, x_TD.dtype), x_TD.numel()
     if kind not in _scratch or _scratch[kind].numel() < count:
         _scratch[kind] = torch.empty(count, dtype=x_TD.dtype, device=x_TD.device)
     return _drop_(_scratch[kind][:count].view_as(x_TD).copy_(x_TD), dropped)
