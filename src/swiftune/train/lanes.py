@@ -13,7 +13,10 @@ from typing import TypeVar
 import torch
 
 from swiftune.runtime.seeds import drawing_from
+from swiftune.train.pack import pack
+from swiftune.types import Row
 
+CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
@@ -62,3 +65,35 @@ def fitting(model: torch.nn.Module, device: torch.device, processes: int) -> int
         if isinstance(module, torch.nn.Dropout) and module.p and not ours:
             return 1
     return 2
+
+
+def side_by_side(
+    lanes: Lanes, objective: torch.nn.Module, work: list[list[list[Row]]], supervised: int
+) -> torch.Tensor:
+    """Sets the gradient of a step. Each lane has gradients of its own, added up in one order, whoever was first.
+
+    Args:
+        work: the micro-batches of each lane.
+        supervised: tokens that the loss of the step is divided by.
+
+    Returns:
+        Its sums: loss, right predictions.
+    """
+    trained = [p for p in objective.parameters() if p.requires_grad]
+
+    def lane(number: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        total, grads = torch.zeros(2, dtype=torch.float64), [torch.zeros_like(p) for p in trained]
+        for rows in work[number]:
+            sums = objective(pack(rows, CPU))
+            loss = sums.loss / max(supervised, 1)
+            torch._foreach_add_(grads, torch.autograd.grad(loss, trained, materialize_grads=True))
+            total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
+        return total, grads
+
+    (total, grads), *others = lanes.run(lane)
+    for more, added in others:
+        total += more
+        torch._foreach_add_(grads, added)
+    for parameter, grad in zip(trained, grads, strict=True):
+        parameter.grad = grad
+    return total

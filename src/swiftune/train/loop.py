@@ -23,7 +23,7 @@ from swiftune.runtime.stop import StopRequest
 from swiftune.train import bad_numbers, checkpoint
 from swiftune.train.checkpoint import TrainerState
 from swiftune.train.feed import Feed
-from swiftune.train.lanes import Lanes
+from swiftune.train.lanes import Lanes, side_by_side
 from swiftune.train.out_of_memory import within_memory
 from swiftune.train.pack import pack
 from swiftune.train.plan import Layout
@@ -207,7 +207,7 @@ class Trainer:
         """Adds the gradient of this process's micro-batches to the parameters'. Returns its sums (loss, correct)."""
         acc = self.accelerator
         if self.lanes.count > 1:
-            return self._gradient_in_lanes(supervised, work)
+            return side_by_side(self.lanes, self.objective, work, supervised)
         total = torch.zeros_like(self.window.sums)
         with acc.no_sync(self.objective):
             for rows in work[0]:
@@ -215,27 +215,6 @@ class Trainer:
                 # DDP averages over processes; the sum over all of them is divided by the step's tokens instead.
                 acc.backward(sums.loss * (acc.num_processes / max(supervised, 1)))
                 total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
-        return total
-
-    def _gradient_in_lanes(self, supervised: int, work: list[list[list[Row]]]) -> torch.Tensor:
-        """The same; each lane has gradients of its own, which are added up in one order, whoever was first."""
-        trained = [p for p in self.objective.parameters() if p.requires_grad]
-
-        def lane(number: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            total, grads = torch.zeros_like(self.window.sums), [torch.zeros_like(p) for p in trained]
-            for rows in work[number]:
-                sums = self.objective(pack(rows, self.accelerator.device))
-                loss = sums.loss / max(supervised, 1)
-                torch._foreach_add_(grads, torch.autograd.grad(loss, trained, materialize_grads=True))
-                total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
-            return total, grads
-
-        (total, grads), *others = self.lanes.run(lane)
-        for more, added in others:
-            total += more
-            torch._foreach_add_(grads, added)
-        for parameter, grad in zip(trained, grads, strict=True):
-            parameter.grad = grad
         return total
 
     def _sum_gradients(self) -> None:
