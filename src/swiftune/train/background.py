@@ -16,14 +16,19 @@ class Background:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
         self._last: Future[None] | None = None
+        self._later: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
         """Starts ``work`` once what was started before is done."""
         self.wait()
         self._last = self._pool.submit(work)
 
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Has ``work`` done after what was started. ``wait`` does not wait for it, only the end of the context does."""
+        self._later = self._pool.submit(work)
+
     def wait(self) -> None:
-        """Waits until nothing is left to do."""
+        """Waits until what was started is done."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -37,3 +42,5 @@ class Background:
         self._pool.shutdown()
         if error is None:
             self.wait()
+            if self._later is not None:
+                self._later.result()

@@ -82,11 +82,14 @@ def side_by_side(
     trained = [p for p in objective.parameters() if p.requires_grad]
 
     def lane(number: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        total, grads = torch.zeros(2, dtype=torch.float64), [torch.zeros_like(p) for p in trained]
+        total = torch.zeros(2, dtype=torch.float64)
+        grads: list[torch.Tensor] = []
         for rows in work[number]:
             sums = objective(pack(rows, CPU))
-            loss = sums.loss / max(supervised, 1)
-            torch._foreach_add_(grads, torch.autograd.grad(loss, trained, materialize_grads=True))
+            found = list(torch.autograd.grad(sums.loss / max(supervised, 1), trained, materialize_grads=True))
+            if grads:
+                torch._foreach_add_(grads, found)
+            grads = grads or found
             total += torch.stack([sums.loss.detach(), sums.correct]).to(total)
         return total, grads
 

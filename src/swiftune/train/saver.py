@@ -39,6 +39,7 @@ class Saver(Background):
             best: step of the best checkpoint.
         """
         self.start(partial(self._save, taken, best))
+        self.afterwards(self._draw)
         if not taken.copied:
             self.wait()
 
@@ -50,7 +51,6 @@ class Saver(Background):
         except OutputError as error:
             self.unsaved = error
             warn(f"{error.what} Training goes on, and tries again at the next save. {error.cure}")
-        self._draw()
 
     def settle(self, step: int, best: int | None) -> None:
         """What follows the writing of a checkpoint: the link to the best one, and no more of them than allowed."""
@@ -60,7 +60,7 @@ class Saver(Background):
 
     def draw(self) -> None:
         """Draws the log."""
-        self.start(self._draw)
+        self.afterwards(self._draw)
 
     def _draw(self) -> None:
         try:
