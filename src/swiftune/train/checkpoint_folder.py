@@ -175,6 +175,12 @@ def newest(output_dir: Path) -> Path:
     )
 
 
+def is_newest(folder: Path) -> bool:
+    """Whether it is a run's, and no whole checkpoint of that run is newer; those that may be are read."""
+    steps = {path: step for step, path in _named(folder.parent)}
+    return folder in steps and all(_fault(path, contents=True) for path, step in steps.items() if step > steps[folder])
+
+
 def _last_saved(run: Path) -> int:
     return max((marker.stat().st_mtime_ns for marker in run.glob(f"checkpoint-*/{MARKER}")), default=0)
 
