@@ -210,7 +210,7 @@ def _write(folder: Path, job: _Job, num_proc: int) -> None:
             lengths.write(np.diff(batch.column("ids").offsets).tobytes())
             for column in batch.columns:
                 content.update(np.diff(column.offsets).tobytes())
-                content.update(np.asarray(column.flatten()))
+                content.update(np.asarray(column.flatten()).tobytes())
             pending = pa.concat_batches([pending, batch])
             while len(pending) >= _READ:
                 writer.write_batch(pending.slice(0, _READ))

@@ -146,7 +146,9 @@ def clean(run: Path) -> None:
 
 
 def point_best(run: Path, step: int) -> None:
-    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, in one move."""
+    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, if there is one, in one move."""
+    if not (run / name(step)).is_dir() or (run / BEST).resolve() == (run / name(step)).resolve():
+        return
     link = run / f".{BEST}.partial"
     link.unlink(missing_ok=True)
     link.symlink_to(name(step), target_is_directory=True)
