@@ -13,7 +13,7 @@
     │   ├── OutputError              a folder or file could not be written
     │   ├── DownloadError            a hub answered with an error, or not at all
     │   ├── OutOfMemoryError         even one row at a time does not fit
-│   ├── DivergedError            steps in a row whose loss or gradient is not finite
+    │   ├── DivergedError            steps in a row whose loss or gradient is not finite
     │   └── MissingPackageError      an optional package is needed, with the line that installs it
     └── Interrupted         exit 130 Ctrl-C; what was to be saved has been saved (exit 143: SIGTERM)
 

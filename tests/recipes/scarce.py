@@ -16,8 +16,8 @@ from swiftune.train.loop import Trainer
 
 
 def multiply() -> None:
-    """What pictures are drawn with."""
-    np.ones((64, 64)) @ np.ones((64, 64))
+    """What pictures are drawn with; of matrices so large that OpenBLAS takes a buffer for them."""
+    np.ones((512, 512)) @ np.ones((512, 512))
 
 
 def train_with_little(mib: int) -> None:

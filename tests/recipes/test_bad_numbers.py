@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.recipes.chats import Flags, chats, log_of, run_of, sft, write_jsonl
 from tests.tiny import make_model
 
-BAD = {"messages": [{"role": "user", "content": "50%"}, {"role": "assistant", "content": "half of it"}]}
+BAD = {"messages": [{"role": "user", "content": "~50"}, {"role": "assistant", "content": "half of it"}]}
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def base(tmp_path: Path) -> Flags:
 
     model = make_model(tmp_path / "model", "llama")
     weights = load_file(model / "model.safetensors")
-    (token,) = AutoTokenizer.from_pretrained(model)("%", add_special_tokens=False)["input_ids"]
+    (token,) = AutoTokenizer.from_pretrained(model)("~", add_special_tokens=False)["input_ids"]
     weights["model.embed_tokens.weight"][token] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     return {
@@ -55,7 +55,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_told(
     (entry,) = [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
     assert entry["step"] == 2
     assert [row["loss"] == "nan" for row in entry["rows"]] == [False, True, False, False]
-    assert "50%" in entry["rows"][1]["text"]
+    assert "~50" in entry["rows"][1]["text"]
     assert not (run / "checkpoint-2").exists()
 
     write_jsonl(Path(base["dataset"]), rows[:4] + rows[8:])

@@ -17,6 +17,7 @@ def base(tiny_qwen2: Path, tmp_path: Path) -> Flags:
         "model": tiny_qwen2,
         "dataset": write_jsonl(tmp_path / "train.jsonl", [*chats(4), {"messages": []}]),
         "torch_dtype": "float32",
+        "max_bad_rows": 1,
         "max_steps": 2,
         "save_steps": 1,
         "dataloader_num_workers": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_what_was_said_before_there_was_a_folder_is_there_with_the_time(tmp_path
     assert "swift sft --dataset 'my rows.jsonl' (swiftune " in command
     assert "WARNING  A thing that may be a mistake." in warning
     assert "INFO     3 rows read = 3 used + 0 set aside" in rows
+
+
+def test_a_thread_that_ends_is_told_in_a_line_and_explained_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError("No space left")
+
+    with log_file.of(["sft"]), log_file.inside(tmp_path):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said == "warning A thread of a library has ended: OSError: No space left. The log has its traceback."
+    assert (tmp_path / "run.log").read_text().count("Traceback") == 1
 
 
 def test_the_traceback_of_a_fault_is_in_the_log_of_the_run_once(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def checkpoint_to_resume(args: SftArguments) -> Path | None:
     if not args.resume_only_model:
         if newest:
             run_folder.refuse_alive(folder.parent)  # its newest checkpoint will soon be another
-        checkpoint_folder.verify(folder)
+        else:
+            checkpoint_folder.verify(folder)
         checkpoint.read_state(folder)
         _refuse_changes(args, folder)
     return folder.resolve()
@@ -119,5 +120,4 @@ def run_to_go_on_in(args: SftArguments, resume_from: Path | None) -> Path | None
     output = Path(args.output_dir).resolve()
     if resume_from is None or args.resume_only_model or output not in (resume_from.parent, resume_from.parent.parent):
         return None
-    newer = checkpoint_folder.listing(resume_from.parent)[-1][1] != resume_from
-    return None if newer else resume_from.parent
+    return resume_from.parent if checkpoint_folder.is_newest(resume_from) else None

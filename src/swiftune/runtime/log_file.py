@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -64,6 +65,7 @@ def of(words: Sequence[str]) -> Iterator[None]:
     _file = _File()
     _logger.addHandler(_file)
     record(f"{shlex.join(['swift', *words])} (swiftune {__version__}, process {os.getpid()})")
+    of_threads, threading.excepthook = threading.excepthook, _of_thread
     try:
         yield
     except KeyboardInterrupt:
@@ -73,6 +75,17 @@ def of(words: Sequence[str]) -> Iterator[None]:
         _logger.log(logging.INFO if isinstance(error, Interrupted) else logging.ERROR, str(error))
         _logger.debug("raised here:", exc_info=error)
         raise
+    finally:
+        threading.excepthook = of_threads
+
+
+def _of_thread(ended: threading.ExceptHookArgs) -> None:
+    """What ends a thread that is a library's own, as a tracker's on a full disk. The program goes on without it."""
+    from swiftune.runtime.console import warn
+
+    error = ended.exc_value
+    _logger.error("A thread of a library has ended:", exc_info=error)
+    warn(f"A thread of a library has ended: {type(error).__name__}: {error}. The log has its traceback.")
 
 
 def record(text: str, *, warning: bool = False) -> None:

@@ -61,6 +61,8 @@ class TrainerState:
     loss_tokens: int = 0
     elapsed: float = 0.0
     """Seconds of training so far, those before a resume included."""
+    since_logged: float = 0.0
+    """Seconds of them since the last logged step."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation's."""
     feed: dict[str, Any] = field(default_factory=dict)
@@ -134,10 +136,17 @@ def write(run: Path, taken: Snapshot, tokenizer: PreTrainedTokenizerBase) -> Pat
             for tree, content in taken.trees.items():
                 save_tree(content, folder / f"{tree}.safetensors")
             (folder / STATE).write_text(json.dumps(taken.state, indent=1), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not _is_of_the_disk(error):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"The checkpoint {final} could not be written: {reason}.", "Is the disk full?") from error
     return final
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a file could not be written. Libraries in Rust (tokenizers) raise a bare Exception for that."""
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def load(

@@ -146,7 +146,9 @@ def clean(run: Path) -> None:
 
 
 def point_best(run: Path, step: int) -> None:
-    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, in one move."""
+    """Lets ``checkpoint-best`` point to the checkpoint of ``step``, if there is one, in one move."""
+    if not (run / name(step)).is_dir() or (run / BEST).resolve() == (run / name(step)).resolve():
+        return
     link = run / f".{BEST}.partial"
     link.unlink(missing_ok=True)
     link.symlink_to(name(step), target_is_directory=True)
@@ -173,6 +175,12 @@ def newest(output_dir: Path) -> Path:
         f"--resume_from_checkpoint true: {output_dir} has no whole checkpoint.",
         "Name one: --resume_from_checkpoint DIR.",
     )
+
+
+def is_newest(folder: Path) -> bool:
+    """Whether it is a run's, and no whole checkpoint of that run is newer; those that may be are read."""
+    steps = {path: step for step, path in _named(folder.parent)}
+    return folder in steps and all(_fault(path, contents=True) for path, step in steps.items() if step > steps[folder])
 
 
 def _last_saved(run: Path) -> int:

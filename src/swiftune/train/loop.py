@@ -262,7 +262,7 @@ class Trainer:
         if not window.steps:
             return
         loss, correct = self.accelerator.reduce(window.sums, "sum").tolist()
-        seconds = time.perf_counter() - window.began
+        seconds = window.seconds
         self.state.loss_sum += loss
         self.state.loss_tokens += window.supervised
         record = {
@@ -333,7 +333,7 @@ class Trainer:
         """Writes a checkpoint. It can become the best one only if it was ``evaluated``."""
         acc, state, self.saved_step = self.accelerator, self.state, self.state.step
         state.elapsed, state.budget = time.perf_counter() - self.began, self.layout.budget
-        state.feed = self.feed.state(state.step)
+        state.feed, state.since_logged = self.feed.state(state.step), self.window.seconds
         if evaluated and self._better(state.saved_best):
             state.saved_best, state.best_step = self._metric(), state.step
         processes = checkpoint.of_all_processes(acc, {"window": self.window.state()})
@@ -377,7 +377,7 @@ class Trainer:
             process=self.accelerator.process_index,
             settings=not self.args.resume_anyway,
         )
-        self.window.go_on(own["window"])
+        self.window.go_on(own["window"], self.state.since_logged)
         self.saved_step = self.state.step
         if self.state.step >= self.feed.steps and (folder.parent != self.run or has_totals(self.run)):
             raise CheckpointError(

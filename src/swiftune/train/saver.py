@@ -51,11 +51,13 @@ class Saver(Background):
         except OutputError as error:
             self.unsaved = error
             warn(f"{error.what} Training goes on, and tries again at the next save. {error.cure}")
+        except OSError as error:  # that checkpoint is whole
+            warn(f"The checkpoints in {self.run} could not be put in order: {error.strerror or error}.")
 
     def settle(self, step: int, best: int | None) -> None:
         """What follows the writing of a checkpoint: the link to the best one, and no more of them than allowed."""
-        if best == step:
-            checkpoint_folder.point_best(self.run, step)
+        if best is not None:
+            checkpoint_folder.point_best(self.run, best)
         checkpoint_folder.rotate(self.run, self.limit, keep=(best, step))
 
     def draw(self) -> None:

@@ -21,10 +21,15 @@ class Window:
     def state(self) -> dict[str, Any]:
         """What a checkpoint between two logged steps keeps of it."""
         kept = {name: value for name, value in vars(self).items() if name not in ("began", "grad_norm")}
-        return kept | {"grad_norm": float(self.grad_norm), "seconds": time.perf_counter() - self.began}
+        return kept | {"grad_norm": float(self.grad_norm)}
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Puts back what ``state`` gave."""
-        self.began = time.perf_counter() - state.pop("seconds")
+    @property
+    def seconds(self) -> float:
+        """Since it began, what was not training left out; no part of ``state``, which the clock has no part in."""
+        return time.perf_counter() - self.began
+
+    def go_on(self, state: dict[str, Any], seconds: float) -> None:
+        """Puts back what ``state`` gave, after so many ``seconds``."""
+        self.began = time.perf_counter() - seconds
         self.sums.copy_(state.pop("sums"))
         vars(self).update(state)
