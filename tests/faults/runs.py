@@ -55,14 +55,15 @@ class World:
                 draft.rename(folder)
         return cls(folder)
 
-    def environment(self, processes: int = 1) -> dict[str, str]:
-        """Of the commands; besides what is inherited."""
+    def environment(self, flags: Flags) -> dict[str, str]:
+        """Of the commands, besides what is inherited; what is written in capitals among the flags belongs to it."""
         own = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SWIFTUNE_CACHE": str(self.folder / "cache")}
-        return own | ({"NPROC_PER_NODE": str(processes)} if processes > 1 else {})
+        return own | {name: str(value) for name, value in flags.items() if name.isupper()}
 
-    def start(self, flags: Flags, *, processes: int = 1) -> Training:
+    def start(self, flags: Flags) -> Training:
         """Starts ``swift sft``, and prints the line that does the same by hand."""
-        own, argv = self.environment(processes), typed(flags)
+        own = self.environment(flags)
+        argv = typed({name: value for name, value in flags.items() if not name.isupper()})
         settings = " ".join(f"{name}={value}" for name, value in own.items())
         print(f"$ cd {self.folder} && {settings} swift sft {shlex.join(argv)}")
         output = Path(flags["output_dir"])
@@ -70,20 +71,20 @@ class World:
             [sys.executable, "-m", "swiftune.cli.main", "sft", *argv], self.folder, os.environ | own, output
         )
 
-    def finish(self, flags: Flags, *, processes: int = 1) -> str:
+    def finish(self, flags: Flags) -> str:
         """Trains to the end. Returns what was said on stderr."""
-        with self.start(flags, processes=processes) as training:
+        with self.start(flags) as training:
             code, said = training.end()
         assert code == 0, said
         return said
 
-    def whole_run(self, name: str, flags: Flags, *, processes: int = 1) -> Path:
+    def whole_run(self, name: str, flags: Flags) -> Path:
         """The folder of a run that nothing disturbed; trained once for all workers."""
         output = self.folder / "whole" / name
         output.parent.mkdir(exist_ok=True)
         with FileLock(f"{output}.lock"):
             if not (output / "done").exists():
-                self.finish(flags | {"output_dir": output}, processes=processes)
+                self.finish(flags | {"output_dir": output})
                 (output / "done").touch()
         return newest_run(output)
 

@@ -57,6 +57,7 @@ SETTINGS: dict[str, Flags] = {
     "answers written": JUDGED | {"predict_with_generate": "true", "max_new_tokens": 4, "eval_steps": 3},
     "GaLore": {"train_type": "full", "use_galore": "true", "galore_rank": 4, "galore_update_proj_gap": 5},
     "DoRA": {"use_dora": "true", "modules_to_save": "lm_head"},
+    "two lanes": {"OMP_NUM_THREADS": 2, "neftune_noise_alpha": 5},
     "in a folder of its own": {"add_version": "false", "optim": "adafactor"},
 }
 
@@ -85,8 +86,9 @@ CASES: list[tuple[str, str]] = [
     ("GaLore", "saving stepping"),
     ("DoRA", "stepping saving"),
     ("in a folder of its own", "saving stepping"),
+    ("two lanes", "saving stepping saving"),
 ]
-PART = {0, 3, 8, 12}
+PART = {0, 3, 8, 12, 24}
 """The cases that `make test` runs too."""
 
 
@@ -100,8 +102,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     seed: int, setting: str, kinds: list[str], world: World, tmp_path: Path, tried: Callable[[str], None]
 ) -> None:
     flags = BASE | SETTINGS[setting]
-    processes = flags.pop("NPROC_PER_NODE", 1)
-    whole = world.whole_run(setting, flags, processes=processes)
+    whole = world.whole_run(setting, flags)
     last = max(runs.checkpoints(whole))
     flags |= {"output_dir": tmp_path / "out"}
     print(f"case {seed} ({setting}): {', '.join(kinds)}; to compare with: {whole}")
@@ -110,12 +111,12 @@ def test_a_killed_run_ends_with_the_same_bits(
     for number, kind in enumerate(kinds):
         # Somewhere in its share of the steps; not the last one, or nothing would be left to do.
         aim = int(last * (number + dice.random()) / len(kinds))
-        with world.start(flags, processes=processes) as training:
+        with world.start(flags) as training:
             assert MOMENTS[kind](training, min(aim, last - 2), dice), f"ended before the kill:\n{training.end()}"
             training.kill()
         tried(f"kills while {kind}")
         newest, flags = look_at(tmp_path / "out", world, newest, flags)
-    with world.start(flags, processes=processes) as training:
+    with world.start(flags) as training:
         code, said = training.end()
     assert code == 0 or (newest == last and "nothing is left to do" in said), said
     run = runs.newest_run(tmp_path / "out")
@@ -128,10 +129,9 @@ def test_a_killed_run_ends_with_the_same_bits(
 @pytest.mark.faults
 def test_one_process_of_two_is_killed(world: World, tmp_path: Path, tried: Callable[[str], None]) -> None:
     flags = BASE | SETTINGS["two processes"]
-    processes = flags.pop("NPROC_PER_NODE")
-    whole = world.whole_run("two processes", flags, processes=processes)
+    whole = world.whole_run("two processes", flags)
     flags |= {"output_dir": tmp_path / "out"}
-    with world.start(flags, processes=processes) as training:
+    with world.start(flags) as training:
         assert training.wait_for(lambda run: len(runs.checkpoints(run)) >= 3), training.said
         psutil.Process(training.process.pid).children()[1].kill()
         code, said = training.end()
@@ -139,7 +139,7 @@ def test_one_process_of_two_is_killed(world: World, tmp_path: Path, tried: Calla
     assert "Traceback" not in said
     assert "error: " in said.splitlines()[-1]
     _, flags = look_at(tmp_path / "out", world, 0, flags)
-    world.finish(flags, processes=processes)
+    world.finish(flags)
     runs.assert_same(runs.newest_run(tmp_path / "out"), whole)
     tried("kills of one process of two")
 
