@@ -84,6 +84,8 @@ def test_too_many_in_a_row_end_the_run_at_the_last_good_checkpoint(
 
 def test_a_good_step_begins_the_count_anew(base: Flags, tmp_path: Path) -> None:
     bad, good = [BAD] * 4, chats(4)
-    write_jsonl(Path(base["dataset"]), [*bad, *bad, *good, *bad, *bad, *good])
+    write_jsonl(Path(base["dataset"]), [*bad, *bad, *good, *bad, *bad, *good, *bad])
     assert sft(base, max_bad_steps=3) == 0
-    assert [r["bad_steps"] for r in log_of(run_of(tmp_path / "out")) if "bad_steps" in r] == [1, 2, 1, 2]
+    run = run_of(tmp_path / "out")
+    assert [r["bad_steps"] for r in log_of(run) if "bad_steps" in r] == [1, 2, 1, 2, 1]
+    assert {path.name for path in run.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6", "checkpoint-7"}

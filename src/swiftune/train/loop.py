@@ -241,10 +241,12 @@ class Trainer:
             return False
         strategy = getattr(self.args, f"{what}_strategy")
         step = self.state.step
-        if strategy == "no" or (what == "save" and self.state.bad_steps):  # weights that may be what is at fault
+        if strategy == "no":
             return False
         if step == self.feed.steps:
             return True
+        if what == "save" and self.state.bad_steps:  # the weights may be what is at fault
+            return False
         if strategy == "epoch":
             return math.floor(self.feed.epoch(step)) > math.floor(self.feed.epoch(step - 1))
         return bool(step % getattr(self.args, f"{what}_steps") == 0)

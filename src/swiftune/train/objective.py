@@ -93,7 +93,7 @@ class SupervisedObjective(torch.nn.Module):
 
     def _unpackable(self, why: str) -> ModelError:
         return ModelError(
-            f"{type(self.causal_lm).__name__} cannot be trained on packed rows: {why}",
+            f"{type(self.causal_lm).__name__} cannot be trained on packed rows: {why.rstrip('.')}.",
             "Models of the Llama, Qwen2, Qwen3, Mistral, Phi, Gemma and Granite families can.",
         )
 
