@@ -56,7 +56,7 @@ def test_missing_and_untested_packages_come_with_their_line(monkeypatch: pytest.
 
 def test_every_extra_for_users_is_looked_for() -> None:
     extras = set(importlib.metadata.metadata("swiftune").get_all("Provides-Extra") or [])
-    assert extras - {"test", "dev"} == set(doctor.EXTRAS)
+    assert extras - {"test", "dev", "fuzz"} == set(doctor.EXTRAS)
 
 
 def test_a_folder_is_as_large_as_its_files(tmp_path: Path) -> None:
