@@ -82,6 +82,14 @@ def test_the_bits_do_not_depend_on_which_lane_was_first_and_are_those_of_a_resum
     assert figures(others[1]) == figures(first)[2 * 3 :]
 
 
+def test_going_on_with_fewer_cores_is_told(base: Flags, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sft(base) == 0
+    torch.set_num_threads(1)
+    more = {"resume_from_checkpoint": run_of(tmp_path / "out") / "checkpoint-2", "output_dir": tmp_path / "fewer"}
+    assert sft(base | more) == 0
+    assert "The run computed 2 micro-batches at a time, and now 1" in capfd.readouterr().err
+
+
 def test_each_lane_draws_for_itself_and_the_default_generator_says_what() -> None:
     from swiftune.runtime.seeds import generator
 

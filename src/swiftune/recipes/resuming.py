@@ -22,6 +22,7 @@ _HARMLESS = (
     "gradient_accumulation_steps",
     "ddp_backend",
     "ddp_timeout",
+    "gradient_checkpointing",  # the way out where memory ran out
     "max_bad_steps",
 )
 """What changes nothing, or is refused by itself: the number of rows in a step."""

@@ -153,7 +153,11 @@ def _trainer(
     with hushed("`broadcast_buffers` is deprecated"):  # the name that accelerate knows, and that torch 2.10 knows too
         prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
     place = TrainerState(
-        rows_per_step=data.rows_per_step, processes=accelerator.num_processes, data=data.key, budget=layout.budget
+        rows_per_step=data.rows_per_step,
+        processes=accelerator.num_processes,
+        data=data.key,
+        budget=layout.budget,
+        lanes=layout.lanes,
     )
     seeds.seed_everything(args.seed, process=accelerator.process_index)
     return Trainer(

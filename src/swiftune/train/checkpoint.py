@@ -47,6 +47,8 @@ class TrainerState:
     """Names the training rows by content; empty for a stream."""
     budget: int = 0
     """Tokens in a micro-batch: dropout is drawn along it."""
+    lanes: int = 1
+    """Micro-batches computed at once: each draws for itself."""
     best_metric: float | None = None
     saved_best: float | None = None
     """The best metric of a checkpoint that was evaluated when it was saved, and its step."""

@@ -1,7 +1,7 @@
 """Micro-batches side by side on a CPU: lanes, each a thread with its share of the cores.
 
 An operation that all cores share makes them wait for each other at its end, and between two operations one core works
-alone. Two lanes of one core each trained 8 to 10% more tokens a second than one of two (docs/performance.md).
+alone. Two lanes of one core each trained 11% more tokens a second than one of two (docs/performance.md).
 """
 
 from __future__ import annotations

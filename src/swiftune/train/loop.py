@@ -393,6 +393,10 @@ class Trainer:
             self.saver.settle(self.state.step, self.state.best_step)
         if not self.args.max_tokens_per_batch:
             self.layout.budget = self.state.budget or self.layout.budget
+        if self.state.lanes != self.layout.lanes:
+            told = f"{self.state.lanes} micro-batches at a time, and now {self.layout.lanes}, as cores and memory allow"
+            warn(f"The run computed {told}: dropout is drawn otherwise, and the last bits will be others.")
+            self.state.lanes = self.layout.lanes
 
     def _summarise(self) -> None:
         """The last line of the log: the totals, under the Trainer's usual names."""
