@@ -69,7 +69,7 @@ def same_as_with(budget: int, base: Flags, run: Path, plain: Path, **changes: An
 def test_a_step_is_done_again_with_half_the_budget_and_the_same_result(base: Flags, tmp_path: Path) -> None:
     """The random state is that of the step's beginning: even what dropout drops is the same."""
     run = tmp_path / "scarce"
-    with start(base | {"output_dir": run, "lora_dropout": 0.1}, 90) as process:
+    with start(base | {"output_dir": run, "lora_dropout": 0.1}, 120) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "warning Memory ran out with " in err
