@@ -11,12 +11,12 @@ Shapes: B rows of a batch, T tokens of the longest prompt and its answer so far,
 from __future__ import annotations
 
 import copy
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +32,8 @@ from transformers import (
 )
 from transformers.generation import MinPLogitsWarper
 
-from swiftune.errors import UsageError
-from swiftune.generate.engine import Answer, FinishReason, Request, Sampling, Stream
+from swiftune.errors import AdapterError, UsageError
+from swiftune.generate.engine import Answer, FinishReason, Piece, Request, Sampling, Stream, Token
 from swiftune.generate.text_writer import TextWriter
 from swiftune.runtime.console import notice
 
@@ -65,6 +65,7 @@ class TransformersEngine:
         self._owner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._defaults: GenerationConfig = self._owner.generation_config
         eos = self._defaults.eos_token_id
+        self._busy = threading.Lock()
         self._stop_ids = {*stop_ids, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
@@ -84,35 +85,41 @@ class TransformersEngine:
                 self._run(batch)
                 yield from ((row.index, row.answer()) for row in batch)
 
-    def stream(self, request: Request) -> Stream:
-        """See Engine. The model runs in a thread of its own, and what it raises is raised here."""
-        return Stream(self._pieces(self._row(0, request)))
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See Engine."""
+        return ()
 
-    def _pieces(self, row: _Row) -> Generator[str, None, Answer]:
-        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        failure: list[BaseException] = []
+    def load_adapter(self, name: str, path: Path) -> None:
+        """See Engine."""
+        raise AdapterError(f"{path} cannot be loaded as {name}: this engine takes no adapters while it runs.")
+
+    def unload_adapter(self, name: str) -> None:
+        """See Engine."""
+        raise AdapterError(f"There is no adapter {name}.")
+
+    def load(self) -> tuple[int, int]:
+        """See Engine."""
+        return int(self._busy.locked()), 0
+
+    def close(self) -> None:
+        """See Engine."""
+
+    def stream(self, request: Request) -> Stream:
+        """See Engine. The model runs in a thread of its own, and what it raises is raised to the reader."""
+        row = self._row(0, request)
+        stream = Stream(row.cancel)
 
         def work() -> None:
             try:
-                self._run([row], pieces.put)
+                self._run([row], lambda text, token: stream.put(Piece(text, (Token(token),))))
+                if not row.cancelled:
+                    stream.put(row.answer())
             except BaseException as error:
-                failure.append(error)
-            finally:
-                pieces.put(None)
+                stream.put(error)
 
-        thread = threading.Thread(target=work, name="swiftune-stream", daemon=True)
-        try:
-            thread.start()  # in here: Ctrl-C may come while it waits for the thread to begin
-            while (piece := pieces.get()) is not None:
-                if piece:
-                    yield piece
-        finally:
-            row.cancelled = True
-            if thread.ident is not None:
-                thread.join()
-        if failure:
-            raise failure[0]
-        return row.answer()
+        threading.Thread(target=work, name="swiftune-stream", daemon=True).start()
+        return stream
 
     def _row(self, index: int, request: Request) -> _Row:
         sampling, prompt = request.sampling, list(request.prompt_ids)
@@ -151,8 +158,12 @@ class TransformersEngine:
         top_k, top_p = _first(asked.top_k, own.top_k, 50), _first(asked.top_p, own.top_p, 1.0)
         return (temperature, max(top_k, 0), top_p, _first(own.min_p, 0.0), penalty)
 
-    def _run(self, rows: list[_Row], on_text: Callable[[str], None] = lambda _: None) -> None:
+    def _run(self, rows: list[_Row], on_text: Callable[[str, int], None] = lambda *_: None) -> None:
         """Writes the answers of ``rows``, all of one kind. ``on_text`` gets the pieces of the only row's text."""
+        with self._busy:
+            self._write(rows, on_text)
+
+    def _write(self, rows: list[_Row], on_text: Callable[[str, int], None]) -> None:
         length = max(len(row.prompt) for row in rows)
         # A row is padded with its own first token, behind the mask: any other would count as written, and so be
         # penalised as a repetition.
@@ -216,6 +227,9 @@ class _Row:
             self.finish = "length"
         return text + (self.writer.end() if self.finish else "")
 
+    def cancel(self) -> None:
+        self.cancelled = True
+
     def answer(self) -> Answer:
         assert self.finish is not None
         return Answer(self.writer.text, self.ids, self.finish, len(self.prompt), self.last, self.first)
@@ -224,14 +238,14 @@ class _Row:
 class _Watch(StoppingCriteria):  # type: ignore[misc]
     """Sees every token as it is written, and says which rows are done."""
 
-    def __init__(self, rows: list[_Row], on_text: Callable[[str], None]) -> None:
+    def __init__(self, rows: list[_Row], on_text: Callable[[str, int], None]) -> None:
         self._rows, self._on_text, self._start = rows, on_text, time.perf_counter()
 
     def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         seconds = time.perf_counter() - self._start
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if row.finish is None and not row.cancelled:
-                self._on_text(row.take(token, seconds))
+                self._on_text(row.take(token, seconds), token)
         done = [row.finish is not None or row.cancelled for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
 
