@@ -39,7 +39,7 @@ def test_every_turn_sees_all_before_it(engine: TransformersEngine, renderer: Ren
     assert [m["content"] for m in chat.messages] == ["Who are you?", first, "给出三个建议", second]
     prompt = renderer.prompt([{"role": "system", "content": "Be brief."}, *chat.messages[:3]])
     stream = engine.stream(Request(prompt, Sampling(max_new_tokens=12, temperature=1.5, seed=4)))
-    assert "".join(stream) == second  # the second answer's seed is the next one
+    assert "".join(piece.text for piece in stream) == second  # the second answer's seed is the next one
 
 
 def test_clear_keeps_the_system_prompt_and_a_new_one_clears(engine: TransformersEngine, renderer: Renderer) -> None:

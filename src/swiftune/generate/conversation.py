@@ -68,8 +68,9 @@ class Conversation:
         answer = ""
         try:
             for piece in stream:
-                answer += piece
-                yield piece
+                if piece.text:
+                    answer += piece.text
+                    yield piece.text
         except Exception:
             answer = ""
             raise

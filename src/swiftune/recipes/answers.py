@@ -165,7 +165,7 @@ def _shown(engine: Engine, questions: list[Question]) -> Iterator[tuple[int, Ans
         stream = engine.stream(question.request)
         with closing(stream):
             for piece in stream:
-                sys.stdout.write(piece)
+                sys.stdout.write(piece.text)
                 sys.stdout.flush()
         print("" if question.reference is None else f"\n[LABELS] {question.reference}")
         print("-" * 50, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,12 @@ from swiftune import hub
 from swiftune.config import GenerateArguments, InferArguments
 from swiftune.errors import DataError
 from swiftune.recipes.checkpoint_args import Resolved, resolve
+from swiftune.recipes.engines import open_engine
 from swiftune.recipes.opening import Opened, open_tokenizer
-from swiftune.runtime import garbage, hardware
-from swiftune.runtime.console import notice, say
+from swiftune.runtime import garbage
+from swiftune.runtime.console import say
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
     from swiftune.data.ledger import Ledger
     from swiftune.data.store import SampleStore
     from swiftune.generate.conversation import Conversation
@@ -40,19 +39,20 @@ def infer(args: InferArguments, talk: Talk) -> None:
     resolved = resolve(args)
     args = resolved.args
     opened = open_tokenizer(args)
-    engine = _engine(args, opened, resolved.adapters)
+    engine = open_engine(args, opened, resolved.adapters)
     garbage.look_as_usual()
-    if args.dataset or args.val_dataset:
-        _answer_rows(args, opened, engine, _result_path(args, resolved))
-    else:
-        from swiftune.generate.conversation import Conversation
+    with closing(engine):
+        if args.dataset or args.val_dataset:
+            _answer_rows(args, opened, engine, _result_path(args, resolved))
+        else:
+            from swiftune.generate.conversation import Conversation
 
-        shown = " + ".join(map(str, resolved.adapters)) or opened.folder
-        say(f"Model: {shown}", style="dim")
-        talk(
-            Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
-            args.stream is not False,
-        )
+            shown = " + ".join(map(str, resolved.adapters)) or opened.folder
+            say(f"Model: {shown}", style="dim")
+            talk(
+                Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
+                args.stream is not False,
+            )
 
 
 def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
@@ -67,34 +67,6 @@ def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
         repetition_penalty=args.repetition_penalty,
         stop=tuple(args.stop_words),
         seed=seed,
-    )
-
-
-def _engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
-    from swiftune.generate.transformers_engine import TransformersEngine
-    from swiftune.models.load import load_model
-    from swiftune.tuners import load_adapter, load_weighted_sum
-
-    device = hardware.device()
-    dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
-    if said:
-        notice(said)
-    model = load_model(
-        opened.folder,
-        dtype=dtype,
-        attn_impl=args.attn_impl,
-        device=device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    if len(adapters) > 1:
-        tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
-    else:
-        tuned = load_adapter(model, adapters[0]) if adapters else model
-    return TransformersEngine(
-        tuned,
-        opened.tokenizer,
-        stop_ids=opened.renderer.stop_ids,
-        max_batch_size=args.max_batch_size,
     )
 
 
