@@ -54,13 +54,13 @@ class FaultArguments(Arguments):
 
 
 class FilterArguments(Arguments):
-    """Filters: rows left out although they could be used. Each is counted, and listed with the reason."""
+    """Filters: training rows left out although they could be used. Each is counted, and listed with the reason."""
 
     filter_duplicates: bool | Literal["near"] = False
     """Leave out training rows that are copies of an earlier one, or of a row for evaluation; `near`: also those that
     have four fifths of their text in common with one (MinHash)."""
     min_response_tokens: CountOrZero = 0
-    """Leave out rows with fewer learned tokens, the end of the answer among them."""
+    """Leave out training rows with fewer learned tokens, the end of the answer among them."""
     balance: Literal["none", "channel", "label"] = "none"
     """Let every class of the rows' column `channel` or `label` have the same number of training rows: rows of small
     classes are repeated, of large ones a sample is taken (--data_seed)."""

@@ -37,7 +37,7 @@ _K, _B = 128, 16
 _SEED = 42
 _LIKELY = 0.65
 """Estimated similarity below which a pair is not compared: four standard deviations under ``ALIKE``."""
-_BATCH = 1024
+_BATCH = 64
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+")
 
 

@@ -67,9 +67,9 @@ class Lengths:
         """From, to (both included), how many: of equal width, the longest hundredth in a last, wider one."""
         if not self.count:
             return []
-        top = self.covering(99)
-        width = next(w for step in range(30) for w in (2**step, 3 * 2**step // 2) if w >= top / most)
-        edges = [step * width for step in range(top // width + 2)]
+        shortest, top = int(self._lengths_V[0]), self.covering(99)
+        width = next(w for step in range(31) for w in (2**step, 3 * 2**step // 2) if w * most >= top - shortest + 1)
+        edges = [step * width for step in range(shortest // width, top // width + 2)]
         edges += [self.longest + 1] if self.longest >= edges[-1] else []
         return [
             (low, high - 1, int(self._counts_V[(self._lengths_V >= low) & (self._lengths_V < high)].sum()))

@@ -80,12 +80,12 @@ def examine(args: InspectArguments, opened: Opened) -> Report:
     train = reader.filtered(train, val)
     found, learned, kept = Survey(), Survey(), array("q")
     first: list[Text] = []
-    for index, sample, row in _rows(reader, train, found, "looking at rows"):
+    for index, sample, row in _rows(reader, train, found, args.min_response_tokens):
         kept.append(index)
         learned.use(sample, row)
         if len(first) < args.show_rows:
             first.append(preview(row, opened.tokenizer))
-    held = sum(1 for _ in _rows(reader, val, Survey(), "looking at rows for evaluation")) if len(val) else 0
+    held = sum(1 for _ in _rows(reader, val, Survey(), 0)) if len(val) else 0
     used = SampleStore(train.parts, train.rows_N[kept])
     figures = {
         "swiftune": __version__,
@@ -109,17 +109,17 @@ def examine(args: InspectArguments, opened: Opened) -> Report:
     return Report(figures | {"warnings": list(_warnings(args, figures, ledger))}, first, ledger.summary(), ledger)
 
 
-def _rows(reader: Reader, samples: SampleStore, found: Survey, doing: str) -> Iterator[tuple[int, Sample, Row]]:
+def _rows(reader: Reader, samples: SampleStore, found: Survey, min_response: int) -> Iterator[tuple[int, Sample, Row]]:
     """The rows that training would use, with their places in ``samples``. The ledger is told of the others."""
     from swiftune.data.tokens import fit
 
     args = reader.args
     rows = reader.rows(samples, any_length=True)
     rendered = np.setdiff1d(np.arange(len(samples)), [index for index, _, _ in rows.faults()])
-    for place in shown(doing, range(len(rows)), len(rows)):
+    for place in shown("looking at rows", range(len(rows)), len(rows)):
         index, row = int(rendered[place]), rows[place]
         found.measure(row)
-        fitted = fit(row, args.max_length, args.truncation_strategy, args.min_response_tokens)
+        fitted = fit(row, args.max_length, args.truncation_strategy, min_response)
         if isinstance(fitted, RowFault):
             reader.ledger.withdraw(samples[index].place, fitted.reason, fitted.detail)
         else:

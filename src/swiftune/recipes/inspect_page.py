@@ -64,7 +64,7 @@ def draw(figures: dict[str, Any]) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     bars = lengths["histogram"]
-    width = bars[0]["to"] + 1 if bars else 1
+    left, width = (bars[0]["from"], bars[0]["to"] + 1 - bars[0]["from"]) if bars else (0, 1)
     axes.bar([bar["from"] for bar in bars], [bar["rows"] for bar in bars], width=width, align="edge", edgecolor="white")
     for name, place, colour in (
         ("median", lengths["median"], "tab:green"),
@@ -72,9 +72,9 @@ def draw(figures: dict[str, Any]) -> bytes:
         ("max_length", figures["max_length"], "tab:red"),
         ("80% of the context", NEAR_CONTEXT * (figures["context"] or 0), "tab:purple"),
     ):
-        if bars and 0 < place <= bars[-1]["from"] + width:  # a limit far away would only make the rest small
+        if bars and left < place <= bars[-1]["from"] + width:  # a limit far away would only make the rest small
             axes.axvline(place, color=colour, linestyle="--", label=f"{name}: {place:,.0f}")
-    axes.set_xlim(0, bars[-1]["from"] + width if bars else 1)
+    axes.set_xlim(left, bars[-1]["from"] + width if bars else 1)
     axes.set_xlabel("tokens of a row" + (f"; the last bar goes up to {bars[-1]['to']:,}" if bars else ""))
     axes.set_ylabel("rows")
     if axes.get_legend_handles_labels()[0]:

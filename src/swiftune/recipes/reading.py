@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swiftune.data.tokens import TokenStore
 
 ANY_LENGTH = 2**31 - 1
+"""More tokens than any row has."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,13 @@ class Reader:
             identity=self.identity,
         )
 
-    def rows(self, samples: Sequence[Sample], *, any_length: bool = False) -> TokenStore:
-        """The rows as tokens: those that ``--max_length`` and ``--min_response_tokens`` allow, or all."""
+    def rows(self, samples: Sequence[Sample], *, min_response: int = 0, any_length: bool = False) -> TokenStore:
+        """The rows as tokens.
+
+        Args:
+            min_response: the fewest learned tokens that a row may have: ``--min_response_tokens`` is for training.
+            any_length: whether rows longer than ``--max_length`` are kept as they are.
+        """
         from swiftune.data.tokens import tokenize
 
         return tokenize(
@@ -76,7 +82,7 @@ class Reader:
             self.opened.renderer,
             max_length=ANY_LENGTH if any_length else self.args.max_length,
             truncation_strategy=self.args.truncation_strategy,
-            min_response=0 if any_length else self.args.min_response_tokens,
+            min_response=min_response,
             ledger=self.ledger,
             num_proc=self.args.dataset_num_proc,
         )

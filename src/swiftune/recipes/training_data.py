@@ -73,7 +73,7 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
 
 def _store(args: SftArguments, reader: Reader, rows_per_step: int) -> TrainingData:
     train, val = reader.both()
-    rows = reader.rows(train)
+    rows = reader.rows(train, min_response=args.min_response_tokens)
     val_rows = reader.rows(val) if len(val) else None
     reader.ledger.check()
     feed = EpochFeed(
