@@ -81,7 +81,12 @@ def test_the_figures_of_a_hand_made_set(tiny_qwen2: Path, tmp_path: Path, capsys
     assert found["classes"] == {"channel": {"identity": 5, "(none)": 2}}
     _check_lengths(found, tiny_qwen2, 150)
     said = "\n".join(found["warnings"])
-    for expected in ("--max_bad_rows", "--max_length 150", "copies of rows for evaluation", "--min_response_tokens 5"):
+    for expected in (
+        "--max_bad_rows",
+        "--max_length 150",
+        "Copies of rows for evaluation: 1 exact",
+        "--min_response_tokens 5",
+    ):
         assert expected in said
     shown = capsys.readouterr().out
     assert "12 rows read = 9 used + 3 set aside" in shown
@@ -191,7 +196,7 @@ def test_rows_near_the_end_of_the_context_are_warned_of(tiny_qwen2: Path, tmp_pa
     assert found["context"] == 4096
     assert found["lengths"]["over_80_percent_of_context"] == 1
     assert found["lengths"]["max"] > NEAR_CONTEXT * 4096
-    assert [w for w in found["warnings"] if "1 rows are longer than 80% of the model's context" in w]
+    assert [w for w in found["warnings"] if "Longer than 80% of the model's context of 4096 tokens: 1 rows" in w]
     assert [w for w in found["warnings"] if "--max_length 8000 is more than the model's context" in w]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from swiftune.recipes import inspect as recipe
-from swiftune.recipes.inspect_page import PAGE
+from swiftune.recipes import inspect_page
 from swiftune.runtime.console import say
 
 if TYPE_CHECKING:
@@ -32,12 +31,12 @@ def inspect(args: InspectArguments) -> None:
         console.print()
         console.print(text)
     _show_lengths(console, report.figures)
-    for title, rows in _tables(report.figures):
-        _show_table(console, title, rows, report.figures["training_rows"])
+    for title, rows, whole in inspect_page.tables(report.figures):
+        _show_table(console, title, rows, whole)
     console.print()
     for warning in report.figures["warnings"]:
         console.print(Text.assemble(("warning ", "yellow"), warning))
-    say(f"The page is {folder / PAGE}")
+    say(f"The page is {folder / inspect_page.PAGE}")
 
 
 def _show_lengths(console: Console, figures: dict[str, Any]) -> None:
@@ -64,33 +63,7 @@ def _bar(share: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip() or ("▏" if share else "")
 
 
-def _tables(figures: dict[str, Any]) -> Iterable[tuple[str, list[tuple[str, int]]]]:
-    answers, copies, languages = figures["answers"], figures["copies"], figures["languages"]
-    yield "Formats", list(figures["formats"].items())
-    yield "Turns", list(figures["turns"].items())
-    yield f"Languages of the answers (of {languages['rows_looked_at']:,} rows)", list(languages["rows"].items())
-    yield (
-        "Answers",
-        [
-            ("empty, set aside", answers["empty"]),
-            (f"under {answers['very_short_is_under']} tokens", answers["very_short"]),
-            ("the same as another row's", answers["repeated"]),
-        ],
-    )
-    yield (
-        "Copies",
-        [
-            ("exact", copies["exact"]),
-            ("nearly", copies["near"]),
-            ("of a row for evaluation", copies["exact_of_evaluation"]),
-            ("nearly of one", copies["near_of_evaluation"]),
-        ],
-    )
-    for name, counts in figures["classes"].items():
-        yield f"Rows of each {name}", list(counts.items())
-
-
-def _show_table(console: Console, title: str, rows: list[tuple[str, int]], total: int) -> None:
+def _show_table(console: Console, title: str, rows: list[tuple[str, int]], whole: int) -> None:
     from rich.markup import escape
 
     console.print(f"\n[bold]{title}[/]")
@@ -99,5 +72,5 @@ def _show_table(console: Console, title: str, rows: list[tuple[str, int]], total
         shown = [*shown, (f"{len(rest)} others", sum(count for _, count in rest))]
     width = max((len(name) for name, _ in shown), default=0)
     for name, count in shown:
-        share = f"  {count / total:.1%}" if total and "Languages" not in title else ""
+        share = f"  {count / whole:.1%}" if whole else ""
         console.print(f"  [cyan]{escape(name):<{width}}[/]  {count:>9,}{share}")

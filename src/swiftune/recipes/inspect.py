@@ -204,33 +204,33 @@ def _warnings(args: InspectArguments, figures: dict[str, Any], ledger: Ledger) -
         yield f"swift sft would not train: {error.what.partition(chr(10))[0].rstrip(':')}."
     if not figures["training_rows"]:
         yield "No row would be left to train on."
-    if lengths["over_max_length"]:
+    if over := lengths["over_max_length"]:
         yield (
-            f"{lengths['over_max_length']:,} rows ({lengths['share_over_max_length']:.1%}) are longer than "
-            f"--max_length {args.max_length}; {lengths['max_length_for_95_percent']} covers 95% of the rows."
+            f"Longer than --max_length {args.max_length}: {over:,} rows ({lengths['share_over_max_length']:.1%}). "
+            f"{lengths['max_length_for_95_percent']} covers 95% of all."
         )
     if context and args.max_length > context:
         yield f"--max_length {args.max_length} is more than the model's context of {context} tokens."
-    if context and lengths["over_80_percent_of_context"]:
+    if context and (over := lengths["over_80_percent_of_context"]):
+        yield f"Longer than 80% of the model's context of {context} tokens: {over:,} rows."
+    if copies["exact_of_evaluation"] or copies["near_of_evaluation"]:
         yield (
-            f"{lengths['over_80_percent_of_context']:,} rows are longer than 80% of the model's context "
-            f"({context} tokens): little room is left for what follows them."
+            f"Copies of rows for evaluation: {copies['exact_of_evaluation']:,} exact, "
+            f"{copies['near_of_evaluation']:,} near. Figures of the evaluation will flatter."
         )
-    if leaked := copies["exact_of_evaluation"] + copies["near_of_evaluation"]:
-        yield f"{leaked:,} training rows are copies of rows for evaluation, or nearly so: its figures will flatter."
     if copies["exact"] or copies["near"]:
         yield (
-            f"{copies['exact']:,} rows are copies of others and {copies['near']:,} nearly so: "
-            "--filter_duplicates true (near) leaves them out."
+            f"Copies of other rows: {copies['exact']:,} exact, {copies['near']:,} near. "
+            "--filter_duplicates true leaves out the former, near both."
         )
     if short := answers["very_short"]:
         yield (
-            f"{short:,} rows have fewer than {SHORT_ANSWER} learned tokens: "
+            f"Answers of fewer than {SHORT_ANSWER} tokens: {short:,}. "
             f"--min_response_tokens {SHORT_ANSWER} leaves them out."
         )
     for most in answers["most_repeated"][:1]:
         if most["rows"] > max(2, figures["training_rows"] / 100):
-            yield f"One answer is that of {most['rows']:,} rows: {most['answer']}"
+            yield f"The same answer in {most['rows']:,} rows: {most['answer']}"
     yield from _unequal(figures["classes"])
 
 

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,27 @@ def draw(figures: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def tables(figures: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, int]], int]]:
+    """Title, lines, and what shares are of: 0 for no shares."""
+    answers, copies, languages, rows = (figures[name] for name in ("answers", "copies", "languages", "training_rows"))
+    yield "Formats", list(figures["formats"].items()), rows
+    yield "Turns", list(figures["turns"].items()), rows
+    looked_at = languages["rows_looked_at"]
+    yield f"Languages of the answers (of {looked_at:,} rows)", list(languages["rows"].items()), looked_at
+    counts = [
+        ("empty, set aside", answers["empty"]),
+        (f"of fewer than {answers['very_short_is_under']} tokens", answers["very_short"]),
+        ("the same as another row's", answers["repeated"]),
+    ]
+    yield "Answers", counts, 0
+    names = {"exact": "exact", "near": "near", "exact_of_evaluation": "of a row for evaluation"}
+    names["near_of_evaluation"] = "near one of these"
+    yield "Copies", [(name, copies[key]) for key, name in names.items()], 0
+    yield "With", [("a system prompt", figures["with_system_prompt"]), ("tools", figures["with_tools"])], rows
+    for name, classes in figures["classes"].items():
+        yield f"Rows of each {name}", list(classes.items()), rows
+
+
 def page(report: Report, picture: bytes) -> str:
     """The HTML page. It fetches nothing."""
     from jinja2 import Environment, StrictUndefined
@@ -93,6 +114,7 @@ def page(report: Report, picture: bytes) -> str:
     return template.render(
         **report.figures,
         account=report.account,
+        tables=tables(report.figures),
         picture=base64.b64encode(picture).decode(),
         first=[_pieces(text) for text in report.first],
     )
