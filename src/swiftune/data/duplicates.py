@@ -4,9 +4,9 @@ Exactly: messages and tools are the same, by a hash of 128 bits. Nearly: what th
 at least ``ALIKE`` of its runs of three words in common (Jaccard similarity; a Chinese or Japanese character is a word).
 Pairs that may be alike come from MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, 3.4),
 and each of them is then compared by its text, so that what is reported is so. A pair that is exactly ``ALIKE`` is found
-with a probability of 0.95, one that has nine tenths in common with 0.9998.
+with a probability of about 0.95, one that has nine tenths in common with 0.9998.
 
-Memory is 16 bytes a row, and 40 for near copies; 192 bytes a row are kept in a temporary file meanwhile.
+Memory is some 60 bytes a row, and a few for each pair that may be alike; 192 bytes a row are in temporary files.
 
 Legend: N rows, K places of a signature, B bands of it, P pairs.
 """

@@ -17,7 +17,7 @@ from swiftune.data.load import choose
 from swiftune.data.store import SampleStore
 from swiftune.errors import DataError, OutputError
 from swiftune.runtime import paths
-from swiftune.runtime.console import say
+from swiftune.runtime.console import notice
 
 
 def without_copies(train: SampleStore, evaluation: SampleStore, *, near: bool, ledger: Ledger) -> SampleStore:
@@ -31,13 +31,11 @@ def without_copies(train: SampleStore, evaluation: SampleStore, *, near: bool, l
     """
     unique, held = once(train), once(evaluation)
     copies = copies_of(unique, held, near=near)
-    dropped = {
-        int(unique.rows_N[index]): (NEAR_COPY if copies.near_N[index] else COPY, original(copies, index, unique, held))
-        for index in np.flatnonzero(copies.of_N >= 0).tolist()
-    }
-    mask_N = np.isin(train.rows_N, np.fromiter(dropped, np.int64))
+    mask_N = np.isin(train.rows_N, unique.rows_N[copies.of_N >= 0])
     for index in np.flatnonzero(mask_N).tolist():
-        ledger.withdraw(train[index].place, *dropped[int(train.rows_N[index])])
+        row = int(np.searchsorted(unique.rows_N, train.rows_N[index]))
+        reason = NEAR_COPY if copies.near_N[row] else COPY
+        ledger.withdraw(train[index].place, reason, original(copies, row, unique, held))
     if mask_N.all() and len(mask_N):
         raise DataError(
             "--filter_duplicates leaves no row to train on: each is a copy of a row for evaluation.",
@@ -97,7 +95,7 @@ def balanced(store: SampleStore, by: Literal["channel", "label"], *, ledger: Led
     for name, number in classes.items():
         there = np.flatnonzero(class_N == number)
         chosen.append(there[choose(len(there), each + (number < more), (seed, zlib.crc32(str(name).encode())))])
-        say(f"--balance {by}: {name or f'no {by}'}: {len(there):,} rows, {len(chosen[-1]):,} are drawn.")
+        notice(f"--balance {by}: {name or f'no {by}'}: {len(there):,} rows, {len(chosen[-1]):,} are drawn.")
     drawn_N = np.sort(np.concatenate(chosen))
     drawn_once = np.unique(drawn_N)
     for index in np.setdiff1d(np.arange(len(store)), drawn_once).tolist():
