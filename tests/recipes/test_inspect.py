@@ -154,18 +154,16 @@ def test_the_account_is_the_one_of_training(tiny_qwen2: Path, tmp_path: Path, fi
     assert len(listed(run)) == sum(about["rows"]["set_aside"].values())
 
 
-def test_a_part_that_is_held_back_is_not_trained_on(tiny_qwen2: Path, tmp_path: Path) -> None:
-    """Half of twenty rows that are all alike is held back: the other half are copies of rows for evaluation."""
-    rows = [row("who are you", "a helpful assistant"), *[row(f"q {i}", f"answer {i}") for i in range(9)]] * 2
+def test_copies_of_rows_held_back_are_left_out(tiny_qwen2: Path, tmp_path: Path) -> None:
+    """Of ten rows that are there twice, ten are held back: what is left for training is what is not among those."""
+    rows = [row(f"q {i}", f"answer {i}") for i in range(10)] * 2
     flags: Flags = {"model": tiny_qwen2, "dataset": write_jsonl(tmp_path / "rows.jsonl", rows)}
     found = inspect(tmp_path / "report", flags | {"split_dataset_ratio": 0.5, "filter_duplicates": "true"})
-    copies = found["copies"]
-    assert copies["exact"] + copies["exact_of_evaluation"] == found["rows"]["set_aside"].get("a copy of another row", 0)
-    assert (
-        found["rows"]["used"]
-        == found["training_rows"] + found["evaluation_rows"]
-        == 20 - found["rows"]["read"] + (found["rows"]["used"])
-    )
+    copies, account = found["copies"], found["rows"]
+    assert copies["exact_of_evaluation"] > 0
+    assert copies["exact"] + copies["exact_of_evaluation"] == account["set_aside"]["a copy of another row"]
+    assert (account["read"], found["evaluation_rows"]) == (20, 10)
+    assert account["used"] == found["training_rows"] + 10
 
 
 def test_the_page_holds_everything_and_fetches_nothing(tiny_qwen2: Path, tmp_path: Path) -> None:
