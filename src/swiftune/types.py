@@ -7,7 +7,7 @@ Shape legend: T tokens of a row, or of a packed micro-batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class Sample:
     messages: list[Message]
     place: Place
     tools: list[dict[str, Any]] | None = None
+    format: str = field(default="", compare=False)
+    """The layout that the row was recognised by."""
+    channel: str | None = None
+    """The row's own ``channel``, such as where it is from; None where it has none."""
+    label: str | None = None
+    """The row's own ``label``, as text; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

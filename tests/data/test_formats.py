@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,8 +108,36 @@ GOOD: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
 @pytest.mark.parametrize(("value", "messages"), [case[1:] for case in GOOD], ids=[case[0] for case in GOOD])
 def test_formats(value: dict[str, Any], messages: list[dict[str, Any]]) -> None:
     before = json.dumps(value)
-    assert read(value) == Sample(messages=messages, place=PLACE)
+    assert replace(read(value), label=None) == Sample(messages=messages, place=PLACE)
     assert json.dumps(value) == before, "the row read is not changed"
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"messages": [U, A]}, "messages"),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "x"}]}, "conversations"),
+        ({"instruction": "Hi", "output": "x"}, "alpaca"),
+        ({"question": "Hi", "answer": "x"}, "query, response"),
+        ({"prompt": "Hi", "chosen": "x", "rejected": "y"}, "preference"),
+        ({"text": "x"}, "text"),
+    ],
+)
+def test_the_layout_that_was_recognised_has_a_name(value: dict[str, Any], named: str) -> None:
+    assert read(value).format == named
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [("chat", "chat"), (True, "true"), (3, "3"), (0.5, "0.5"), ("", None), (None, None), ([1], None), (1e300, None)],
+)
+def test_the_class_of_a_row(value: Any, named: str | None) -> None:
+    sample = read({"query": "Hi", "response": "x", "channel": value, "label": value})
+    assert (sample.channel, sample.label) == (named, named)
+
+
+def test_a_class_that_is_no_unicode_does_not_make_the_row_unusable() -> None:
+    assert read({"query": "Hi", "response": "x", "channel": "half \ud800"}).channel == "half ?"
 
 
 BAD = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftune.data.ledger import Ledger
+from swiftune.data.ledger import BALANCED, COPY, SHORT, Ledger
 from swiftune.errors import DataError, OutputError
 from swiftune.types import Place
 
@@ -148,3 +148,36 @@ def test_a_stream_of_few_bad_rows_goes_on_for_ever() -> None:
 def test_a_number_of_rows_is_the_limit_of_a_stream_from_the_first_on() -> None:
     with pytest.raises(DataError, match="^3 of up to 1,003 rows cannot be used"):
         ledger_of(used=0, bad=5, max_bad_rows="2", ahead=1000)
+
+
+def test_rows_that_a_filter_leaves_out_are_counted_and_are_no_faults(tmp_path) -> None:
+    ledger = Ledger(strict=True, max_bad_rows="0")
+    ledger.use(10)
+    for line, reason in enumerate((COPY, SHORT, BALANCED), 1):
+        ledger.withdraw(Place("a.jsonl", line), reason)
+    ledger.check()
+    assert (ledger.read, ledger.used, ledger.aside, ledger.faulty, ledger.withdrawn) == (10, 7, 3, 0, 0)
+    with pytest.raises(DataError):
+        ledger.withdraw(Place("a.jsonl", 4), "empty answer")
+    ledger.write(tmp_path / "aside.jsonl")
+    assert len((tmp_path / "aside.jsonl").read_text().splitlines()) == 4
+
+
+def test_too_many_rows_at_fault_are_told_without_those_left_out() -> None:
+    ledger = Ledger(max_bad_rows="1")
+    ledger.use(10)
+    ledger.withdraw(Place("a.jsonl", 1), COPY)
+    for line in (2, 3):
+        ledger.set_aside(Place("a.jsonl", line), "empty answer")
+    with pytest.raises(DataError, match="2 of 12 rows cannot be used") as caught:
+        ledger.check()
+    assert "a.jsonl:1" not in str(caught.value)
+    assert "--max_bad_rows 2" in str(caught.value)
+
+
+def test_rows_that_are_used_again_are_read_again() -> None:
+    ledger = Ledger()
+    ledger.use(4)
+    ledger.repeat(2)
+    assert ledger.counts == {"read": 6, "used": 6, "set_aside": {}, "repeated": 2}
+    assert ledger.summary() == "6 rows read = 6 used (2 of them again) + 0 set aside"

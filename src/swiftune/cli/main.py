@@ -46,6 +46,12 @@ COMMANDS = {
         "swiftune.cli.chat:infer",
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
     ),
+    "inspect": Command(
+        "look at the rows before training: lengths, copies, languages, what will be set aside",
+        "InspectArguments",
+        "swiftune.cli.inspect:inspect",
+        "[run.yaml] --dataset NAME ... [--model NAME] [--val_dataset NAME ...] [--flag VALUE ...]",
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -53,7 +59,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")
+NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,11 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.inspect import InspectArguments
 from swiftune.config.record import load, save
 from swiftune.config.training import (
     EvaluationArguments,
+    FilterArguments,
     LengthArguments,
     OrderArguments,
     OutputArguments,
@@ -26,8 +28,10 @@ __all__ = [
     "DataArguments",
     "DoctorArguments",
     "EvaluationArguments",
+    "FilterArguments",
     "GenerateArguments",
     "InferArguments",
+    "InspectArguments",
     "LengthArguments",
     "ModelArguments",
     "OrderArguments",

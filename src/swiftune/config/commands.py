@@ -15,9 +15,11 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.inspect import InspectArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FaultArguments,
+    FilterArguments,
     LengthArguments,
     OrderArguments,
     OutputArguments,
@@ -35,6 +37,7 @@ class SftArguments(
     TrainArguments,
     TunerArguments,
     OrderArguments,
+    FilterArguments,
     FaultArguments,
     DataArguments,
     LengthArguments,
@@ -91,5 +94,6 @@ COMMANDS: dict[str, type[Arguments]] = {
     "sft": SftArguments,
     "pt": PtArguments,
     "infer": InferArguments,
+    "inspect": InspectArguments,
     "doctor": DoctorArguments,
 }

@@ -26,21 +26,26 @@ from swiftune.config.values import (
 )
 
 
-class ModelArguments(Arguments):
+class SourceArguments(Arguments):
     """Model: which weights, and how they are held in memory."""
 
     model: Name | None = unset("the built-in SmolLM2-135M-Instruct")
     """Id or folder of the model. An id is looked up as a path, among the built-ins, in `$SWIFT_LOCAL_HUB`, in the
     local caches, then on ModelScope (or on Hugging Face with --use_hf true)."""
-    adapters: CommaNames = []
-    """Ids or folders of trained adapters (`a b` or `a,b`). Training starts from the adapter's weights; to go on with
-    an interrupted run use --resume_from_checkpoint, which then brings the weights."""
     use_hf: bool = False
     """Download from Hugging Face instead of ModelScope."""
     model_revision: Name | None = unset("the hub's default branch")
     """Branch, tag or commit of the model on its hub."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model whose authors you trust."""
+
+
+class ModelArguments(SourceArguments):
+    """Model: which weights, and how they are held in memory."""
+
+    adapters: CommaNames = []
+    """Ids or folders of trained adapters (`a b` or `a,b`). Training starts from the adapter's weights; to go on with
+    an interrupted run use --resume_from_checkpoint, which then brings the weights."""
     torch_dtype: Dtype | None = unset("the model's own, or what this hardware computes fast")
     """Number format of weights and computation (also `fp16`, `bf16`, `fp32`)."""
     attn_impl: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = unset("sdpa")

@@ -35,6 +35,11 @@ def training_needs_rows(args: Any) -> str | None:
     return None if args.dataset else "--dataset is missing: name the rows to train on, such as --dataset rows.jsonl."
 
 
+@rule("show_rows", "dataset")
+def inspecting_needs_rows(args: Any) -> str | None:
+    return None if args.dataset else "--dataset is missing: name the rows to look at, such as --dataset rows.jsonl."
+
+
 @rule("streaming", "max_steps")
 def a_stream_has_no_end(args: Any) -> str | None:
     if args.streaming and args.max_steps <= 0:
@@ -48,6 +53,15 @@ def a_stream_cannot_be_split(args: Any) -> str | None:
         return (
             "--streaming true and --split_dataset_ratio are at odds: name the rows to evaluate on with --val_dataset."
         )
+    return None
+
+
+@rule("streaming", "filter_duplicates", "balance")
+def a_stream_is_not_known_beforehand(args: Any) -> str | None:
+    flags = {"filter_duplicates": args.filter_duplicates is not False, "balance": args.balance != "none"}
+    asked = [f"--{name}" for name, on in flags.items() if on]
+    if args.streaming and asked:
+        return f"--streaming true and {' and '.join(asked)} are at odds: all rows have to be known before the first."
     return None
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 from swiftune.config.declare import Arguments, follows, unset
 from swiftune.config.values import (
     Count,
+    CountOrZero,
     Epochs,
     Folder,
     Json,
@@ -50,6 +51,19 @@ class FaultArguments(Arguments):
 
     max_bad_rows: RowsOrPercent = "5%"
     """How many rows may be: a number of rows, or a percentage of them. Where there are more, nothing is trained."""
+
+
+class FilterArguments(Arguments):
+    """Filters: training rows left out although they could be used. Each is counted, and listed with the reason."""
+
+    filter_duplicates: bool | Literal["near"] = False
+    """Leave out training rows that are copies of an earlier one, or of a row for evaluation; `near`: also those that
+    have four fifths of their text in common with one (MinHash)."""
+    min_response_tokens: CountOrZero = 0
+    """Leave out training rows with fewer learned tokens, the end of the answer among them."""
+    balance: Literal["none", "channel", "label"] = "none"
+    """Let every class of the rows' column `channel` or `label` have the same number of training rows: rows of small
+    classes are repeated, of large ones a sample is taken (--data_seed)."""
 
 
 class OrderArguments(Arguments):

@@ -45,9 +45,13 @@ KNOWN = (
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _QUESTIONS = ("query", "prompt", "question", "input", "problem")
 _ANSWERS = ("response", "completion", "answer", "output", "solution")
+_CLASS = 100
+"""Characters of a class's name that count."""
 _LOCALISED = ("instruction", "input", "output")
 
 Columns = Mapping[str, Any]
+Reader = tuple[str, Callable[[Columns], list[Message]]]
+"""The name of a layout, and what reads it."""
 
 
 def to_sample(raw: RawRow, columns: Mapping[str, str] | None = None, *, needs_answer: bool = True) -> Sample:
@@ -71,7 +75,8 @@ def to_sample(raw: RawRow, columns: Mapping[str, str] | None = None, *, needs_an
 
 def _to_sample(raw: RawRow, columns: Mapping[str, str], needs_answer: bool) -> Sample:
     row = _rename(raw.value, columns)
-    messages = _recognise(row, needs_answer)(row)
+    format_, reader = _recognise(row, needs_answer)
+    messages = reader(row)
     system = optional_text(row, "system") or optional_text(row, "system_prompt")
     if system:
         if messages and messages[0]["role"] == "system":
@@ -80,7 +85,23 @@ def _to_sample(raw: RawRow, columns: Mapping[str, str], needs_answer: bool) -> S
         else:
             messages.insert(0, {"role": "system", "content": system})
     _check(messages, needs_answer)
-    return Sample(messages=messages, place=raw.place, tools=read_tools(row.get("tools")))
+    return Sample(
+        messages=messages,
+        place=raw.place,
+        tools=read_tools(row.get("tools")),
+        format=format_,
+        channel=_class(row.get("channel")),
+        label=_class(row.get("label")),
+    )
+
+
+def _class(value: Any) -> str | None:
+    """The class that a column puts the row into. Values that cannot name one put it into none."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()[:_CLASS] or None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) and abs(value) < 1e18 else None
 
 
 def _rename(value: Any, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -100,7 +121,7 @@ def _rename(value: Any, columns: Mapping[str, str]) -> dict[str, Any]:
 # Recognition.
 
 
-def _recognise(row: Columns, needs_answer: bool) -> Callable[[Columns], list[Message]]:
+def _recognise(row: Columns, needs_answer: bool) -> Reader:
     """The reader of the row's format. A column that is there but null counts only where no other format fits."""
     present = {key for key, value in row.items() if value is not None}
     found = _reader(present, needs_answer) or _reader(set(row), needs_answer)
@@ -110,25 +131,25 @@ def _recognise(row: Columns, needs_answer: bool) -> Callable[[Columns], list[Mes
     raw = next((key for key in ("text", "response") if key in row), None)
     questions = {"instruction", *_QUESTIONS} & set(row)
     if raw and not questions:  # not even an empty column for a question
-        return lambda row: [{"role": "assistant", "content": text(row[raw], raw)}]
+        return "text", lambda row: [{"role": "assistant", "content": text(row[raw], raw)}]
     if questions:
         raise RowFault(NO_ANSWER_COLUMN, f"columns: {seen}; read as answer: {', '.join(_ANSWERS)}")
     raise RowFault(UNKNOWN_COLUMNS, f"columns: {seen}; known: {KNOWN}; map others with --columns")
 
 
-def _reader(keys: set[Any], needs_answer: bool) -> Callable[[Columns], list[Message]] | None:
+def _reader(keys: set[Any], needs_answer: bool) -> Reader | None:
     conversation = next((key for key in _CONVERSATIONS if key in keys), None)
     if "chosen" in keys:
-        return _preference
+        return "preference", _preference
     if conversation:
-        return lambda row: read_messages(row[conversation], conversation)
+        return conversation, lambda row: read_messages(row[conversation], conversation)
     answer = next((key for key in _ANSWERS if key in keys), None)
     question = next((key for key in _QUESTIONS if key in keys and key != answer), None)
     if "instruction" in keys and (answer or not needs_answer):
         # With an answer under another name, "input" is still alpaca's input.
-        return lambda row: _alpaca(row, "output" if "output" in keys else answer)
+        return "alpaca", lambda row: _alpaca(row, "output" if "output" in keys else answer)
     if question and (answer or not needs_answer):
-        return lambda row: _pair(row, question, answer)
+        return "query, response", lambda row: _pair(row, question, answer)
     return None
 
 
@@ -175,7 +196,7 @@ def _preference(row: Columns) -> list[Message]:
     reader = _reader(others - {"chosen"}, needs_answer=False)
     if reader is None:
         raise RowFault(NO_QUESTION, f"columns: {', '.join(str(key) for key in row)}")
-    return reader(row) + answer
+    return reader[1](row) + answer
 
 
 def _history(value: Any) -> list[Message]:

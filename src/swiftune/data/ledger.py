@@ -27,6 +27,13 @@ SHOWN = 10
 AT_FIRST = 1000
 """Rows that a stream is taken to have at least: a share of fewer says little."""
 
+COPY = "a copy of another row"
+NEAR_COPY = "nearly a copy of another row"
+SHORT = "an answer of fewer tokens than --min_response_tokens"
+BALANCED = "left out by --balance"
+ASKED = frozenset({COPY, NEAR_COPY, SHORT, BALANCED})
+"""Why rows are set aside that could be used: filters were asked for. They count, and are no faults."""
+
 
 class RowFault(Exception):  # noqa: N818 - the fault is the row's
     """One row cannot be used. Whoever catches it tells the ledger.
@@ -53,17 +60,19 @@ class Ledger:
 
     Attributes:
         used: rows in use.
-        withdrawn: rows set aside that had been counted as used.
+        withdrawn: rows at fault that had been counted as used.
+        repeated: how many of the used rows are there again, so that classes are of one size.
         left_out: usable rows that ``#N`` leaves out. They are not counted as read, but a share is one of them, too:
             the rows at fault are those of the whole file.
         reasons: rows set aside, counted by reason, in the order met.
         examples: the first few rows of each reason.
-        first: the first few rows set aside.
+        first: the first few rows at fault.
     """
 
     def __init__(self, *, strict: bool = False, max_bad_rows: str = "100%", ahead: int | None = None) -> None:
         self.used = 0
         self.withdrawn = 0
+        self.repeated = 0
         self.left_out = 0
         self.reasons: dict[str, int] = {}
         self.examples: dict[str, list[SetAside]] = {}
@@ -80,9 +89,20 @@ class Ledger:
         return sum(self.reasons.values())
 
     @property
+    def faulty(self) -> int:
+        """Rows set aside because they cannot be used."""
+        return sum(count for reason, count in self.reasons.items() if reason not in ASKED)
+
+    @property
     def read(self) -> int:
         """Rows read: those used and those set aside."""
         return self.used + self.aside
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The totals, as JSON has them."""
+        again = {"repeated": self.repeated} if self.repeated else {}
+        return {"read": self.read, "used": self.used, "set_aside": dict(self.reasons), **again}
 
     def use(self, rows: int = 1) -> None:
         """Counts rows that are read and used."""
@@ -92,16 +112,18 @@ class Ledger:
         """Counts a row that is read and not used.
 
         Raises:
-            DataError: no row may be set aside; or, of a stream, no more rows.
+            DataError: no row may be at fault; or, of a stream, no more rows.
         """
         entry = SetAside(place, reason, detail)
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
             examples.append(entry)
+        self._lines.write(_line(entry))
+        if reason in ASKED:
+            return
         if len(self.first) < SHOWN:
             self.first.append(entry)
-        self._lines.write(_line(entry))
         if self._strict:
             raise DataError(
                 f"{_shown(entry)}. With --strict true every row has to be usable.",
@@ -114,20 +136,25 @@ class Ledger:
         """Sets aside a row that was counted as used: a later stage (rendering, ``max_length``) cannot use it."""
         assert self.used > 0, "a row is withdrawn that was never used"
         self.used -= 1
-        self.withdrawn += 1
+        self.withdrawn += reason not in ASKED
         self.set_aside(place, reason, detail)
 
+    def repeat(self, rows: int) -> None:
+        """Counts rows that are used once more than they were drawn."""
+        self.used += rows
+        self.repeated += rows
+
     def check(self) -> None:
-        """Looks whether too many rows were set aside.
+        """Looks whether too many rows are at fault.
 
         Raises:
             DataError: there are more than ``max_bad_rows``.
         """
         rows = self.read + self.left_out
         if self._ahead is None:
-            shares = [(self.aside, rows), (self.withdrawn, self.used + self.withdrawn)]
+            shares = [(self.faulty, rows), (self.withdrawn, self.used + self.withdrawn)]
         else:
-            shares = [(self.aside, max(AT_FIRST, rows + self._ahead))]
+            shares = [(self.faulty, max(AT_FIRST, rows + self._ahead))]
         most = self._max_bad_rows
         for bad, of in shares:
             if bad > (Fraction(most[:-1]) * of / 100 if most.endswith("%") else int(most)):
@@ -137,10 +164,10 @@ class Ledger:
         stream = self._ahead is not None
         lines = [f"{bad:,} of {'up to ' * stream}{of:,} rows cannot be used. --max_bad_rows is {self._max_bad_rows}:"]
         lines += [f"  {_shown(entry)}" for entry in self.first]
-        if self.aside > len(self.first):
-            lines.append(f"  and {self.aside - len(self.first):,} more")
+        if self.faulty > len(self.first):
+            lines.append(f"  and {self.faulty - len(self.first):,} more")
         cure = "Mend them, or raise --max_bad_rows to train on the others"
-        cure += "." if stream else f" (--max_bad_rows {self.aside})."
+        cure += "." if stream else f" (--max_bad_rows {self.faulty})."
         if any("max_length" in reason for reason in self.reasons):
             cure += " Those that are too long fit a larger --max_length, or --truncation_strategy left or right."
         return DataError("\n".join(lines), cure)
@@ -167,7 +194,8 @@ class Ledger:
 
     def summary(self) -> str:
         """The account for the terminal: one line of totals, then a line for each reason with its first places."""
-        lines = [f"{self.read:,} rows read = {self.used:,} used + {self.aside:,} set aside"]
+        again = f" ({self.repeated:,} of them again)" if self.repeated else ""
+        lines = [f"{self.read:,} rows read = {self.used:,} used{again} + {self.aside:,} set aside"]
         for reason, count in sorted(self.reasons.items(), key=lambda item: -item[1]):
             shown, said = [], ""
             for entry in self.examples[reason]:  # a detail that repeats is told once

@@ -41,7 +41,7 @@ class Part:
         at = index % _BATCH
         value = json.loads(samples[at].as_py())
         place = Place(self._files[files[at]], int(lines[at]))
-        return Sample(messages=value["messages"], place=place, tools=value.get("tools"))
+        return Sample(**value, place=place)
 
     def _batch(self, number: int) -> tuple[Any, Any, Any]:
         """The columns of a record batch. The last one is kept: most who read, read in order."""
@@ -132,9 +132,8 @@ def _batches(rows: Iterable[Sample | SetAside], faults: Any) -> Iterator[list[Sa
 
 
 def _dump(sample: Sample) -> bytes:
-    value: dict[str, Any] = {"messages": sample.messages}
-    if sample.tools:
-        value["tools"] = sample.tools
+    own = {name: getattr(sample, name) for name in ("messages", "tools", "format", "channel", "label")}
+    value = {name: content for name, content in own.items() if content is not None}
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 

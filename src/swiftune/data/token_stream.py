@@ -23,7 +23,7 @@ class TokenStream:
 
     Args:
         samples: whose ledger is told of those that are no row.
-        renderer, max_length, truncation_strategy: as of ``tokenize``.
+        renderer, max_length, truncation_strategy, min_response: as of ``tokenize``.
     """
 
     def __init__(
@@ -33,11 +33,13 @@ class TokenStream:
         *,
         max_length: int,
         truncation_strategy: TruncationStrategy = "delete",
+        min_response: int = 0,
     ) -> None:
         self._samples = samples
         self._renderer = renderer
         self._max_length = max_length
         self._strategy = truncation_strategy
+        self._min_response = min_response
         self._taken: list[tuple[Sample, Row]] = []
         """The last ``take``."""
         self._ahead: list[tuple[Sample, Row]] = []
@@ -98,7 +100,7 @@ class TokenStream:
         rows: list[tuple[Sample, Row]] = []
         faults: list[tuple[Sample, str, str]] = []
         for sample, row in zip(samples, self._renderer.rows(samples), strict=True):
-            fitted = fit(row, self._max_length, self._strategy)
+            fitted = fit(row, self._max_length, self._strategy, self._min_response)
             if isinstance(fitted, RowFault):
                 self._samples.ledger.withdraw(sample.place, fitted.reason, fitted.detail)
                 faults.append((sample, fitted.reason, fitted.detail))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from swiftune.data.ledger import Ledger, RowFault
+from swiftune.data.ledger import SHORT, Ledger, RowFault
 from swiftune.errors import DataError, OutputError
 from swiftune.runtime import paths, stop
-from swiftune.runtime.console import err
+from swiftune.runtime.console import shown
 from swiftune.types import IGNORE, Row, Sample
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ _BATCH = 512
 """Samples that are rendered and encoded at once."""
 _READ = 64
 """Rows of a record batch, which is read whole for any row of it: every one has as many, but the last."""
-_BAR_AFTER = 2.0
-"""Seconds from which on tokenizing shows a progress bar."""
 
 
 class TokenStore(Sequence[Row]):
@@ -109,6 +106,7 @@ def tokenize(
     *,
     max_length: int,
     truncation_strategy: TruncationStrategy = "delete",
+    min_response: int = 0,
     ledger: Ledger,
     cache_dir: Path | None = None,
     num_proc: int = 1,
@@ -120,6 +118,7 @@ def tokenize(
         renderer: makes rows of them.
         max_length: the most tokens that a sequence may have.
         truncation_strategy: what becomes of longer ones. ``left`` keeps the end: the system prompt goes first.
+        min_response: the fewest supervised tokens that a row may have.
         ledger: is told of every sample that is no row, also where the rows come from the cache.
         cache_dir: where the rows are kept; ``runtime.paths.cache_dir()/tokens`` by default.
         num_proc: processes. One already uses all cores for the tokenizer; more help where templates take the time, and
@@ -129,13 +128,14 @@ def tokenize(
         DataError: no row is left.
         OutputError: the cache cannot be written.
     """
-    target = (cache_dir or paths.cache_dir() / "tokens") / _key(samples, renderer, max_length, truncation_strategy)
+    job = _Job(samples, renderer, max_length, truncation_strategy, min_response)
+    target = (cache_dir or paths.cache_dir() / "tokens") / _key(job)
     with paths.locked(paths.lock_of(target), "tokenizing the same rows"):
         cached = target.is_dir()
         if not cached:
             try:
                 with paths.staged(target) as folder:
-                    _write(folder, _Job(samples, renderer, max_length, truncation_strategy), num_proc)
+                    _write(folder, job, num_proc)
             except OSError as error:
                 raise OutputError(
                     f"The cache {target.parent} cannot be written: {error.strerror or error}.",
@@ -149,10 +149,17 @@ def tokenize(
     return store
 
 
-def fit(row: Row | RowFault, max_length: int, strategy: TruncationStrategy) -> Row | RowFault:
-    """The row with no sequence longer than ``max_length``, or why there is none."""
+def fit(row: Row | RowFault, max_length: int, strategy: TruncationStrategy, min_response: int = 0) -> Row | RowFault:
+    """The row with no sequence longer than ``max_length``, and ``min_response`` supervised tokens; or why not."""
     if isinstance(row, RowFault):
         return row
+    fitted = _cut(row, max_length, strategy)
+    if isinstance(fitted, RowFault) or fitted.supervised >= min_response:
+        return fitted
+    return RowFault(SHORT, f"{fitted.supervised} tokens")
+
+
+def _cut(row: Row, max_length: int, strategy: TruncationStrategy) -> Row | RowFault:
     if max(row.lengths) <= max_length:
         return row if row.supervised else RowFault(NOTHING)
     if strategy == "delete":
@@ -178,6 +185,7 @@ class _Job:
     renderer: Renderer
     max_length: int
     strategy: TruncationStrategy
+    min_response: int
 
     def batch(self, start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:
         """The rows of the samples from ``start`` on, their supervised tokens, and the samples that are none."""
@@ -185,7 +193,7 @@ class _Job:
         rows: list[Row] = []
         faults: list[Fault] = []
         for index, row in enumerate(self.renderer.rows(samples), start):
-            fitted = fit(row, self.max_length, self.strategy)
+            fitted = fit(row, self.max_length, self.strategy, self.min_response)
             if isinstance(fitted, RowFault):
                 faults.append((index, fitted.reason, fitted.detail))
             else:
@@ -204,7 +212,7 @@ def _write(folder: Path, job: _Job, num_proc: int) -> None:
         pa.OSFile(str(folder / "rows.arrow"), "wb") as out,
         pa.ipc.new_file(out, pending.schema) as writer,
     ):
-        for batch, learned, faults in _shown(_batches(job, num_proc), len(job.samples)):
+        for batch, learned, faults in shown("tokenizing", _batches(job, num_proc), len(job.samples), _BATCH):
             supervised += learned
             lines.writelines(json.dumps(fault) + "\n" for fault in faults)
             lengths.write(np.diff(batch.column("ids").offsets).tobytes())
@@ -301,38 +309,17 @@ def _cell(column: Any, at: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     return column.values.slice(start, end - start).to_numpy()  # type: ignore[no-any-return]
 
 
-def _key(samples: Sequence[Sample], renderer: Renderer, max_length: int, strategy: TruncationStrategy) -> str:
+def _key(job: _Job) -> str:
     """The name of the cache entry: a hash of everything that the rows depend on."""
-    fingerprint = getattr(samples, "fingerprint", None)
+    fingerprint = getattr(job.samples, "fingerprint", None)
     if fingerprint is None:
         content = hashlib.sha256()
-        for sample in samples:
+        for sample in job.samples:
             content.update(json.dumps([sample.messages, sample.tools], sort_keys=True).encode() + b"\n")
         fingerprint = content.hexdigest()
     code = Path(__file__).read_text(encoding="utf-8")
-    parts = [fingerprint, renderer.fingerprint, max_length, strategy, code]
+    parts = [fingerprint, job.renderer.fingerprint, job.max_length, job.strategy, job.min_response, code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _shown(
-    batches: Iterable[tuple[pa.RecordBatch, int, list[Fault]]], total: int
-) -> Iterator[tuple[pa.RecordBatch, int, list[Fault]]]:
-    """The same batches, with a progress bar where it takes long and a person looks on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("tokenizing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=err(), transient=True)
-    task = progress.add_task("", total=total)
-    began = time.monotonic()
-    try:
-        for batch in batches:
-            if err().is_terminal and time.monotonic() - began > _BAR_AFTER:
-                progress.start()
-            progress.advance(task, _BATCH)
-            yield batch
-    finally:
-        if progress.live.is_started:  # stopping what never began would print an empty line
-            progress.stop()
 
 
 def nothing_left(faults: Iterable[tuple[Sample, str, str]], max_length: int) -> DataError:

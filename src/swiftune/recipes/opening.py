@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
-from swiftune.config import InferArguments, SftArguments
+from swiftune.config import InferArguments, InspectArguments, SftArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Opened:
 
 
 def open_tokenizer(
-    args: SftArguments | InferArguments, *, loss_scale: LossScale = "default", raw: bool = False
+    args: SftArguments | InferArguments | InspectArguments, *, loss_scale: LossScale = "default", raw: bool = False
 ) -> Opened:
     """Finds the model and opens its tokenizer.
 

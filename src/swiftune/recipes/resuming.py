@@ -8,7 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swiftune.config import LengthArguments, OrderArguments, SftArguments, TrainArguments, TunerArguments, load, save
+from swiftune.config import (
+    FilterArguments,
+    LengthArguments,
+    OrderArguments,
+    SftArguments,
+    TrainArguments,
+    TunerArguments,
+    load,
+    save,
+)
 from swiftune.errors import CheckpointError
 from swiftune.runtime.console import warn
 
@@ -56,7 +65,7 @@ def checkpoint_to_resume(args: SftArguments) -> Path | None:
 def _refuse_changes(args: SftArguments, folder: Path) -> None:
     """Names the arguments that are others than those of the run that is gone on with, and matter."""
     then = load(folder / "args.json", SftArguments)
-    groups = (TrainArguments, TunerArguments, LengthArguments, OrderArguments)
+    groups = (TrainArguments, TunerArguments, LengthArguments, FilterArguments, OrderArguments)
     names = [name for group in groups for name in group.model_fields if name not in _HARMLESS]
     names += [name for name in _MATTER if name in SftArguments.model_fields]
     changed = [

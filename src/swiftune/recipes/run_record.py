@@ -30,7 +30,7 @@ def write(run: Path, args: SftArguments, data: TrainingData, accelerator: Accele
         "seed": args.seed,
         "data_seed": args.data_seed,
         "data": data.hashes,
-        "rows": {"read": data.ledger.read, "used": data.ledger.used, "set_aside": data.ledger.reasons},
+        "rows": data.ledger.counts,
         "tokens": data.tokens,
         "rows_per_step": data.rows_per_step,
         "steps": data.feed.steps,

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftune import hub
 from swiftune.config import SftArguments
-from swiftune.data.identity import Identity
 from swiftune.data.ledger import Ledger
 from swiftune.recipes.opening import Opened
+from swiftune.recipes.reading import Reader
 from swiftune.runtime.console import err, say
 from swiftune.train.feed import EpochFeed, Feed, RowStore, StreamFeed
-from swiftune.types import Row, Sample
+from swiftune.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from swiftune.data.store import SampleStore
-    from swiftune.data.tokens import TokenStore
 
 
 @dataclass(frozen=True)
@@ -71,60 +68,12 @@ def prepare(args: SftArguments, opened: Opened, processes: int) -> TrainingData:
         max_bad_rows=args.max_bad_rows,
         ahead=args.shuffle_buffer_size if args.streaming else None,
     )
-    return (_stream if args.streaming else _store)(_Reader(args, opened, ledger), rows_per_step)
+    return (_stream if args.streaming else _store)(args, Reader(args, opened, ledger), rows_per_step)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """The arguments about data, in the words of ``data``."""
-
-    args: SftArguments
-    opened: Opened
-    ledger: Ledger
-
-    def samples(self, names: Sequence[str]) -> SampleStore:
-        from swiftune.data.load import load_samples
-
-        return load_samples(
-            names,
-            self.find,
-            ledger=self.ledger,
-            columns=self.args.columns,
-            seed=self.args.data_seed,
-            shuffle=self.args.dataset_shuffle,
-            identity=self.identity,
-        )
-
-    def rows(self, samples: Sequence[Sample]) -> TokenStore:
-        from swiftune.data.tokens import tokenize
-
-        return tokenize(
-            samples,
-            self.opened.renderer,
-            max_length=self.args.max_length,
-            truncation_strategy=self.args.truncation_strategy,
-            ledger=self.ledger,
-            num_proc=self.args.dataset_num_proc,
-        )
-
-    def find(self, name: str) -> Path:
-        return hub.find_dataset(name, use_hf=self.args.use_hf)
-
-    @property
-    def identity(self) -> Identity:
-        return Identity.of(self.args.model_name, self.args.model_author)
-
-
-def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
-    from swiftune.data.load import split
-
-    args = reader.args
-    train = reader.samples(args.dataset)
-    if args.val_dataset:
-        val = reader.samples(args.val_dataset)
-    else:
-        train, val = split(train, args.split_dataset_ratio, args.data_seed)
-    rows = reader.rows(train)
+def _store(args: SftArguments, reader: Reader, rows_per_step: int) -> TrainingData:
+    train, val = reader.both()
+    rows = reader.rows(train, min_response=args.min_response_tokens)
     val_rows = reader.rows(val) if len(val) else None
     reader.ledger.check()
     feed = EpochFeed(
@@ -149,11 +98,10 @@ def _store(reader: _Reader, rows_per_step: int) -> TrainingData:
     )
 
 
-def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
+def _stream(args: SftArguments, reader: Reader, rows_per_step: int) -> TrainingData:
     from swiftune.data.stream import stream_samples
     from swiftune.data.token_stream import TokenStream
 
-    args = reader.args
     val = reader.samples(args.val_dataset)
     val_rows = reader.rows(val) if len(val) else None
     samples = stream_samples(
@@ -172,6 +120,7 @@ def _stream(reader: _Reader, rows_per_step: int) -> TrainingData:
         reader.opened.renderer,
         max_length=args.max_length,
         truncation_strategy=args.truncation_strategy,
+        min_response=args.min_response_tokens,
     )
     return TrainingData(
         StreamFeed(rows, rows_per_step, max_steps=args.max_steps),

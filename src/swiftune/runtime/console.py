@@ -6,15 +6,18 @@ Data (an answer, a table asked for) goes to stdout; everything said on the way (
 from __future__ import annotations
 
 import functools
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from swiftune.runtime.launch import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -47,6 +50,34 @@ def say(text: str, *, style: str | None = None) -> None:
     """Says what becomes of the work, on stderr."""
     err().print(text, style=style, markup=False)
     _record(text)
+
+
+_BAR_AFTER = 2.0
+"""Seconds from which on a progress bar is shown."""
+
+
+def shown(doing: str, items: Iterable[T], total: int, each: int = 1) -> Iterator[T]:
+    """The same items, with a progress bar where it takes long and a person looks on.
+
+    Args:
+        total: what there is to do.
+        each: how much of it an item is.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err(), transient=True)
+    task = progress.add_task("", total=total)
+    began = time.monotonic()
+    try:
+        for item in items:
+            if err().is_terminal and time.monotonic() - began > _BAR_AFTER:
+                progress.start()
+            progress.advance(task, each)
+            yield item
+    finally:
+        if progress.live.is_started:  # stopping what never began would print an empty line
+            progress.stop()
 
 
 def _record(text: str, *, warning: bool = False) -> None:
