@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swiftune.config.commands import DoctorArguments, InferArguments, PtArguments, SftArguments
 from swiftune.config.declare import Arguments
+from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -11,6 +12,7 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.record import load, save
 from swiftune.config.training import (
     EvaluationArguments,
@@ -26,13 +28,16 @@ __all__ = [
     "DataArguments",
     "DoctorArguments",
     "EvaluationArguments",
+    "ExportArguments",
     "GenerateArguments",
     "InferArguments",
     "LengthArguments",
+    "MergeLoraArguments",
     "ModelArguments",
     "OrderArguments",
     "OutputArguments",
     "PtArguments",
+    "QuantizeArguments",
     "RunArguments",
     "SftArguments",
     "TemplateArguments",

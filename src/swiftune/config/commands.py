@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from swiftune.config.declare import Arguments, unset
+from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -15,6 +16,7 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FaultArguments,
@@ -39,6 +41,7 @@ class SftArguments(
     DataArguments,
     LengthArguments,
     TemplateArguments,
+    QuantizeArguments,
     ModelArguments,
 ):
     """Arguments of ``swift sft``."""
@@ -75,7 +78,13 @@ class BackendArguments(Arguments):
 
 
 class InferArguments(
-    BackendArguments, RunArguments, GenerateArguments, DataArguments, TemplateArguments, ModelArguments
+    BackendArguments,
+    RunArguments,
+    GenerateArguments,
+    DataArguments,
+    TemplateArguments,
+    QuantizeArguments,
+    ModelArguments,
 ):
     """Arguments of ``swift infer``."""
 
@@ -91,5 +100,7 @@ COMMANDS: dict[str, type[Arguments]] = {
     "sft": SftArguments,
     "pt": PtArguments,
     "infer": InferArguments,
+    "export": ExportArguments,
+    "merge-lora": MergeLoraArguments,
     "doctor": DoctorArguments,
 }

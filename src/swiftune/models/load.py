@@ -12,6 +12,7 @@ from swiftune.errors import ModelError, UsageError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 BAR_FROM = 2**31
@@ -25,6 +26,7 @@ def load_model(
     attn_impl: str | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model.
 
@@ -33,6 +35,7 @@ def load_model(
         dtype: of the weights in memory.
         attn_impl: a Transformers attention implementation; ``None`` leaves it to Transformers: PyTorch's own (``sdpa``)
             where the model can.
+        quantization: how the linear layers are quantized while they are loaded (``models.quantize``).
 
     Raises:
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
@@ -51,6 +54,8 @@ def load_model(
             kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs |= {"use_safetensors": True}
+    if quantization is not None:
+        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
@@ -70,7 +75,7 @@ def load_model(
             f"{missing[0]} among them.",
             "Fetch the model again, or check that config.json belongs to these weights.",
         )
-    return model.to(device)
+    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def check_folder(path: Path) -> None:

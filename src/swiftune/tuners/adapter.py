@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SUM = "weighted_sum"
+"""Name of the sum of several adapters on a model."""
 RENAMED = "`is_gradient_checkpointing` is deprecated"
 """PEFT 0.21 asks a model for it by the name that it had before Transformers 5.23."""
+TIED = "Model has `tie_word_embeddings=True`"
+"""PEFT warns of what comes of merging; ``merge`` sees to that."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -51,10 +55,20 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
     from peft import PeftModel
 
     def put() -> PeftModel:
+        _grow_vocabulary(model, path)
         return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
 
     wrapped = _checked(put, path, "default")
     return in_float32(wrapped) if trainable else wrapped
+
+
+def load_adapters(
+    model: PreTrainedModel, paths: Sequence[Path], weights: Sequence[float]
+) -> PreTrainedModel | PeftModel:
+    """``model`` with no adapter, one, or the weighted sum of several; no weights: each counts once."""
+    if len(paths) > 1 or any(weight != 1 for weight in weights):
+        return load_weighted_sum(model, paths, weights)
+    return load_adapter(model, paths[0]) if paths else model
 
 
 def in_float32(model: PeftModel) -> PeftModel:
@@ -75,7 +89,8 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
     """
     for path in paths:
         config = read_config(path)
-        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+        more = [config.get(key) for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")]
+        if config["peft_type"] != "LORA" or any(more) or config.get("bias", "none") != "none":
             raise AdapterError(f"{path} is not plain LoRA; it cannot be part of a weighted sum.", "Use it alone.")
     wrapped = load_adapter(model, paths[0])
     names = ["default"]
@@ -88,9 +103,24 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
 
         _checked(put, path, name)
         names.append(name)
-    wrapped.add_weighted_adapter(names, list(weights), "weighted_sum", combination_type="cat")
-    wrapped.set_adapter("weighted_sum")
+    wrapped.add_weighted_adapter(names, list(weights), SUM, combination_type="cat")
+    _scale_by_one(wrapped, names)
+    wrapped.set_adapter(SUM)
     return wrapped.eval()
+
+
+def _scale_by_one(wrapped: PeftModel, parts: Sequence[str]) -> None:
+    """Makes the factors of the sum the whole of it: PEFT lets the first adapter's settings scale and place them."""
+    from peft.tuners.lora import LoraLayer
+
+    wrapped.peft_config[SUM].use_rslora = False
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if SUM in layer.scaling:
+            layer.scaling[SUM], layer.use_rslora[SUM] = 1.0, False
+        elif any(part in layer.scaling for part in parts):
+            raise AdapterError(f"The adapters cannot be summed: the first one leaves out {name} by its settings.")
 
 
 def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
@@ -106,7 +136,11 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
-        with hushed(RENAMED), hushed("Found missing adapter keys", UserWarning):  # _check_fit says which
+        with (
+            hushed(RENAMED),
+            hushed(TIED, UserWarning),
+            hushed("Found missing adapter keys", UserWarning),
+        ):  # _check_fit says which
             wrapped = put()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
@@ -115,6 +149,18 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
         ) from error
     _check_fit(wrapped, shapes, path, name)
     return wrapped
+
+
+def _grow_vocabulary(model: PreTrainedModel, path: Path) -> None:
+    """Gives the model as many rows of embeddings as the adapter has, where that brings whole ones of its own."""
+    from safetensors import safe_open
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = tuple(f".{name}.weight" for name, module in model.named_modules() if module in ends)
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        rows = {file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith(names)}  # noqa: SIM118
+    if len(rows) == 1 and min(rows) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Path, name: str) -> None:
