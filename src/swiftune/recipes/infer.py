@@ -72,6 +72,7 @@ def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
 
 def _engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.transformers_engine import TransformersEngine
+    from swiftune.models import quantize
     from swiftune.models.load import load_model
     from swiftune.tuners import load_adapter, load_weighted_sum
 
@@ -85,6 +86,7 @@ def _engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engin
         attn_impl=args.attn_impl,
         device=device,
         trust_remote_code=args.trust_remote_code,
+        quantization=quantize.while_loading(args, dtype),
     )
     if len(adapters) > 1:
         tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
