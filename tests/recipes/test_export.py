@@ -201,7 +201,8 @@ def test_tokens_that_were_added_for_the_adapter(tiny_qwen2: Path, tmp_path: Path
     )  # fmt: skip
     wrapped = get_peft_model(model, config).eval()
     adapter = tmp_path / "adapter"
-    wrapped.save_pretrained(adapter)
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        wrapped.save_pretrained(adapter)
     tokenizer.save_pretrained(adapter)
     assert swift("merge-lora", "--adapters", adapter, "--model", tiny_qwen2) == 0
     whole = opened(tmp_path / "adapter-merged")

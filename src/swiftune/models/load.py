@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
+_SAMPLE = 64
+"""Bytes of each tensor in a fingerprint."""
 BAR_FROM = 2**31
 """Bytes of weights from which loading shows a progress bar."""
 
@@ -106,6 +108,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
     return config
+
+
+def fingerprint(path: Path) -> tuple[str, ...]:
+    """What tells a model's weights from others', whatever the shards: names, shapes, and some bytes of each tensor."""
+    seen = []
+    for shard in _shards(path):
+        with shard.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    stream.seek(8 + length + tensor["data_offsets"][0])
+                    size = min(_SAMPLE, tensor["data_offsets"][1] - tensor["data_offsets"][0])
+                    seen.append(f"{name} {tensor['dtype']} {tensor['shape']} {stream.read(size).hex()}")
+    return tuple(sorted(seen))
 
 
 def _read_json(file: Path) -> Any:

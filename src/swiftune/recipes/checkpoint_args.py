@@ -147,9 +147,24 @@ def _with_base(args: A, adapter: Path) -> A:
             f"The adapter {adapter} was made for the model in {args.model}, which is not there any more.",
             "Name the model with --model.",
         )
+    if trained_on and _is_another(Path(trained_on), Path(args.model)):
+        raise AdapterError(
+            f"The adapter {adapter} was made for another base model: {trained_on}, whose weights are not those of "
+            f"{args.model}.",
+            f"Use it with --model {trained_on}.",
+        )
     if trained_on and _name(trained_on) != _name(args.model):
         warn(f"The adapter {adapter} was made for {trained_on}, and is put onto {args.model}.")
     return args
+
+
+def _is_another(trained_on: Path, model: Path) -> bool:
+    """Whether both are folders here, and hold the weights of different models."""
+    from swiftune.models.load import fingerprint
+
+    if not (os.path.isdir(trained_on) and os.path.isdir(model)) or trained_on.resolve() == model.resolve():
+        return False
+    return fingerprint(trained_on) != fingerprint(model)
 
 
 def _name(model: str) -> str:

@@ -167,9 +167,13 @@ def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Pat
     """PEFT skips tensors that the base has no place for, and leaves untouched those it lacks; neither goes unsaid."""
     from peft import get_peft_model_state_dict
 
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(wrapped, adapter_name=name).items()}
-    odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
-    if odd:
+    for with_embeddings in (True, False):  # PEFT itself saves those, too, where they are adapted or have grown
+        state = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=with_embeddings)
+        expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
+        if not odd:
+            break
+    else:
         raise AdapterError(
             f"The adapter in {path} was made for another base model: {odd[0]} fits nothing here.",
             "Name the base it was trained on with --model.",
