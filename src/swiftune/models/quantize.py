@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-PACKAGES = {"bnb": "bitsandbytes", "gptq": "gptqmodel", "awq": "gptqmodel"}
+NEEDS = {"bnb": ("bitsandbytes", "bnb"), "gptq": ("gptqmodel", "gptq"), "awq": ("gptqmodel", "gptq")}
+"""Of a method: the package, and the extra of ours that installs it."""
 
 
 def check(args: QuantizeArguments, device: str) -> None:
@@ -30,10 +31,15 @@ def check(args: QuantizeArguments, device: str) -> None:
         UsageError: it needs a GPU.
     """
     method = str(args.quant_method)
-    if package := PACKAGES.get(method):
-        optional.bring(package, f"--quant_method {method}", f"'swiftune[{method}]'")
+    if method in NEEDS:
+        _bring(method)
     if method != "bnb" and device != "cuda":
         raise UsageError(f"--quant_method {method} needs a GPU.", "On a CPU, --quant_method bnb works.")
+
+
+def _bring(method: str) -> None:
+    package, extra = NEEDS[method]
+    optional.bring(package, f"--quant_method {method}", f"'swiftune[{extra}]'")
 
 
 def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationConfigMixin | None:
@@ -53,7 +59,7 @@ def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationCo
         from transformers import FineGrainedFP8Config
 
         return FineGrainedFP8Config()
-    optional.bring(PACKAGES["bnb"], "--quant_method bnb", "'swiftune[bnb]'")
+    _bring("bnb")
     # On a CPU it looks for a faster product in a package that fetches machine code from a hub, and warns without it.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from transformers import BitsAndBytesConfig
