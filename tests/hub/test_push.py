@@ -1,4 +1,4 @@
-"""Uploads with Hugging Face's client library, in a process of its own, to a small server that speaks as the hub does."""
+"""Uploads with Hugging Face's client library, in a process of its own, to a server that speaks as the hub does."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def server() -> Iterator[Server]:
 
 def push(url: str, folder: Path, home: Path, token: str = TOKEN, **options: Any) -> subprocess.CompletedProcess[str]:
     code = (
-        "import json, sys; from pathlib import Path; from swiftune import hub; from swiftune.errors import SwiftuneError\n"
+        "import json, sys; from pathlib import Path\n"
+        "from swiftune import hub; from swiftune.errors import SwiftuneError\n"
         "folder, options = sys.argv[1], json.loads(sys.argv[2])\n"
         "try: print(hub.push_folder(Path(folder), 'org/name', message='Hello', **options))\n"
         "except SwiftuneError as error: sys.exit(str(error))\n"
