@@ -69,8 +69,11 @@ def test_a_quantized_copy_with_its_price(
     (said,) = pipeline("text-generation", model=str(target))([{"role": "user", "content": "Hello"}], max_new_tokens=3)
     assert said["generated_text"][-1]["role"] == "assistant"
     rows = write_jsonl(tmp_path / "q.jsonl", [{"query": "Who are you?"}])
-    words = ["--val_dataset", rows, "--result_path", tmp_path / "a.jsonl", "--max_new_tokens", "4"]
-    assert swift("infer", "--model", target, *words) == 0
+    words = ["infer", "--model", target, "--val_dataset", rows, "--result_path", tmp_path / "a.jsonl"]
+    line = [sys.executable, "-m", "swiftune.cli.main", *map(str, words), "--max_new_tokens", "4"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)  # nobody has asked it for bitsandbytes
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr
 
 
 def test_training_on_four_bits_learns_and_says_so(qlora: Path) -> None:

@@ -84,13 +84,12 @@ def compare(model: PreTrainedModel, answers: Sequence[Answer]) -> Comparison:
     differences, relative, divergences, same = [], [], [], []
     for answer in answers:
         own = _led(model, answer.prompt, len(answer.ids_A), lambda _, place, ids=answer.ids_A: ids[place], ())
-        apart_AV = (own.logits_AV - answer.logits_AV).abs()
+        # Two infinities that are the same are not apart.
+        apart_AV = torch.where(own.logits_AV == answer.logits_AV, 0.0, (own.logits_AV - answer.logits_AV).abs())
         differences.append(apart_AV)
         relative.append(apart_AV.amax(-1) / answer.logits_AV.std(-1))
         there_AV, here_AV = answer.logits_AV.log_softmax(-1), own.logits_AV.log_softmax(-1)
-        divergences.append((there_AV.exp() * (there_AV - here_AV)).nan_to_num(neginf=0).sum(-1))
-        if not bool(own.logits_AV.isfinite().all()):
-            divergences.append(torch.tensor([math.nan]))
+        divergences.append(torch.where(there_AV.exp() == 0, 0.0, there_AV.exp() * (there_AV - here_AV)).sum(-1))
         same.append(own.logits_AV.argmax(-1) == answer.logits_AV.argmax(-1))
     kl, equal = torch.cat(divergences), torch.cat(same)
     return Comparison(

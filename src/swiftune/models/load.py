@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune.errors import ModelError, UsageError
+from swiftune.models import quantize
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ def load_model(
     from transformers.utils import logging
 
     check_folder(path)
+    quantize.bring_for(read_config(path) if (path / "config.json").exists() else {})
     if sum(file.stat().st_size for file in path.glob("*.safetensors")) < BAR_FROM:
         logging.disable_progress_bar()
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}

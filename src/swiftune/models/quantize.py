@@ -42,6 +42,22 @@ def _bring(method: str) -> None:
     optional.bring(package, f"--quant_method {method}", f"'swiftune[{extra}]'")
 
 
+def bring_for(config: dict[str, Any]) -> None:
+    """Lets the library be imported that a model's own configuration says its weights were quantized by.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    if (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
+        _bring("bnb")
+        _silence()
+
+
+def _silence() -> None:
+    # On a CPU it looks for a faster product in a package that fetches machine code from a hub, and warns without it.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationConfigMixin | None:
     """What ``models.load`` is given so that a model is quantized while it is loaded; None: it is not to be.
 
@@ -60,8 +76,7 @@ def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationCo
 
         return FineGrainedFP8Config()
     _bring("bnb")
-    # On a CPU it looks for a faster product in a package that fetches machine code from a hub, and warns without it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    _silence()
     from transformers import BitsAndBytesConfig
 
     if args.bits == 8:

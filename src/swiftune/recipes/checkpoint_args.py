@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from swiftune import hub
 from swiftune.config import ModelArguments, QuantizeArguments
 from swiftune.config.values import RECORDED
-from swiftune.errors import AdapterError, NotFoundError
+from swiftune.errors import AdapterError, ModelError, NotFoundError
 from swiftune.runtime.console import warn
 
 A = TypeVar("A", bound=ModelArguments)
@@ -164,7 +165,11 @@ def _is_another(trained_on: Path, model: Path) -> bool:
 
     if not (os.path.isdir(trained_on) and os.path.isdir(model)) or trained_on.resolve() == model.resolve():
         return False
-    return fingerprint(trained_on) != fingerprint(model)
+    try:
+        there, here = fingerprint(trained_on), fingerprint(model)
+    except (ModelError, OSError, ValueError, LookupError, struct.error):  # whoever opens the model says what is wrong
+        return False
+    return bool(there and here) and there != here
 
 
 def _name(model: str) -> str:

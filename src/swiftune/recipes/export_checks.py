@@ -77,7 +77,7 @@ def check_parity(
     """
     from swiftune.generate import parity
 
-    _check_rendering(folder, live.prompts, renderer)
+    _check_rendering(folder, live.prompts, renderer, trust_remote_code=trust_remote_code)
     model = reopen(folder, opened_in, device, trust_remote_code=trust_remote_code)
     found, tolerance = parity.compare(model, live.answers), parity.TOLERANCES[dtype]
     del model
@@ -112,12 +112,12 @@ def _in_words(found: Comparison) -> str:
     )
 
 
-def _check_rendering(folder: Path, prompts: Sequence[Prompt], renderer: Renderer) -> None:
+def _check_rendering(folder: Path, prompts: Sequence[Prompt], renderer: Renderer, *, trust_remote_code: bool) -> None:
     from transformers import AutoTokenizer
 
     if renderer.exported_template is None:
         return
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     for prompt in prompts:
         messages = [{key: value for key, value in one.items() if key != "loss"} for one in prompt.messages]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
