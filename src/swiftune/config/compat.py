@@ -59,6 +59,7 @@ VALUES: Mapping[str, Mapping[str, str | None]] = {
         "eval_bleu-4": "bleu-4",
     },
     "optim": {"adamw_hf": "adamw_torch", "adamw": "adamw_torch"},
+    "quant_bits": {"0": None},
     "template": {"default": "auto"},
     "use_flash_attn": {"true": "flash_attention_2", "false": "sdpa", "auto": None},
 }
