@@ -91,6 +91,17 @@ def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationCo
     )
 
 
+def keep_differentiable(model: torch.nn.Module) -> None:
+    """Has a model in four bits be computed in one way only, in place.
+
+    Where a CPU has AVX-512 for bfloat16, bitsandbytes 0.50 lays out a layer's weights anew the first time it is used in
+    evaluation mode, for a product that has no gradient, and takes that product in training, too, from then on.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def by_calibration(args: ExportArguments, source: Path, rows: Sequence[Sequence[int]], target: Path) -> None:
     """Quantizes the model in ``source`` by GPTQ or AWQ, and writes it to ``target``.
 

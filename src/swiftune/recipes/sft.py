@@ -205,6 +205,7 @@ def _model(
         trust_remote_code=args.trust_remote_code,
         quantization=quantize.while_loading(args, dtype),
     )
+    quantize.keep_differentiable(model)
     if _has_kernels("use_liger_kernel", args, device):
         kernels.use_liger(model)
     if full:
