@@ -154,6 +154,25 @@ def test_two_adapters_of_different_ranks(checkpoint: Path, tiny_qwen2: Path, dat
             torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_a_sum_on_a_half_precision_base_is_rounded_once(tmp_path: Path, data: Path) -> None:
+    base = tiny.make_model(tmp_path / "base", dtype="bfloat16")
+    adapters = []
+    for rank in (3, 5):
+        flags = {"model": base, "dataset": data, "output_dir": tmp_path / f"out{rank}", **FAST, "lora_rank": rank}
+        assert sft(flags, lora_alpha=8) == 0
+        adapters.append(run_of(tmp_path / f"out{rank}") / "checkpoint-3")
+    words = ["--adapters", *adapters, "--adapter_weights", "0.7", "0.3", "--output_dir", tmp_path / "mixed"]
+    assert swift("merge-lora", *words) == 0
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "mixed" / "model.safetensors")
+    first, second = (load_file(path / "adapter_model.safetensors") for path in adapters)
+    for name in (name for name in after if name.endswith("proj.weight")):
+        key, expected = f"base_model.model.{name.removesuffix('.weight')}", before[name].double()
+        for factors, share in ((first, 0.7 * 8 / 3), (second, 0.3 * 8 / 5)):
+            a, b = (factors[f"{key}.lora_{which}.weight"].double() for which in "AB")
+            expected += share * (b @ a)
+        assert (after[name] == expected.to(torch.bfloat16)).float().mean() > 0.999  # but for ties
+
+
 @pytest.mark.parametrize(
     ("family", "settings", "tied"),
     [

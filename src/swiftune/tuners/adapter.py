@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from swiftune.errors import AdapterError
 from swiftune.runtime.console import hushed
 
@@ -104,23 +106,43 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
         _checked(put, path, name)
         names.append(name)
     wrapped.add_weighted_adapter(names, list(weights), SUM, combination_type="cat")
-    _scale_by_one(wrapped, names)
+    with torch.no_grad():
+        _lay_side_by_side(wrapped, names, weights)
     wrapped.set_adapter(SUM)
     return wrapped.eval()
 
 
-def _scale_by_one(wrapped: PeftModel, parts: Sequence[str]) -> None:
-    """Makes the factors of the sum the whole of it: PEFT lets the first adapter's settings scale and place them."""
+def _lay_side_by_side(wrapped: PeftModel, parts: Sequence[str], weights: Sequence[float]) -> None:
+    """Fills the factors of the sum, in float32, so that their product is the whole of it.
+
+    PEFT's own are in the base's dtype, and scaled and placed by the settings of the first adapter.
+    """
     from peft.tuners.lora import LoraLayer
 
     wrapped.peft_config[SUM].use_rslora = False
     for name, layer in wrapped.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        if SUM in layer.scaling:
-            layer.scaling[SUM], layer.use_rslora[SUM] = 1.0, False
-        elif any(part in layer.scaling for part in parts):
+        own = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part in layer.scaling]
+        if own and SUM not in layer.scaling:
             raise AdapterError(f"The adapters cannot be summed: the first one leaves out {name} by its settings.")
+        if not own:
+            continue
+        first, second = _factors(layer, SUM)
+        pairs = [(*_factors(layer, part), weight * layer.scaling[part]) for part, weight in own]
+        for whole, filled in (
+            (first, torch.cat([a.float() * scale for a, _, scale in pairs], 0)),
+            (second, torch.cat([b.float() for _, b, _ in pairs], 1)),
+        ):
+            whole.data = torch.zeros_like(whole, dtype=torch.float32)
+            whole.data[: filled.shape[0], : filled.shape[1]] = filled
+        layer.scaling[SUM], layer.use_rslora[SUM] = 1.0, False
+
+
+def _factors(layer: Any, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    if name in layer.lora_A:
+        return layer.lora_A[name].weight, layer.lora_B[name].weight
+    return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
 
 
 def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
