@@ -12,6 +12,7 @@
     ├── RunError            exit 1   something failed while running
     │   ├── OutputError              a folder or file could not be written
     │   ├── DownloadError            a hub answered with an error, or not at all
+    │   ├── ParityError              an exported model does not answer as what it was made from
     │   ├── OutOfMemoryError         even one row at a time does not fit
     │   ├── DivergedError            steps in a row whose loss or gradient is not finite
     │   └── MissingPackageError      an optional package is needed, with the line that installs it
@@ -97,6 +98,10 @@ class OutputError(RunError):
 
 class DownloadError(RunError):
     """A hub answered with an error, or did not answer."""
+
+
+class ParityError(RunError):
+    """An exported model does not answer as what it was made from. Nothing of it is left."""
 
 
 class OutOfMemoryError(RunError):

@@ -212,7 +212,7 @@ def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
         ("stray --dataset d", "'stray' stands where a flag or a YAML or JSON file was expected"),
         ("a.yaml b.yaml --dataset d", "One file of arguments can be given, not 2: a.yaml, b.yaml."),
         ("--dataset d --config", "--config needs the name of a YAML or JSON file."),
-        ("--dataset d --quant_bits 4", "--quant_bits is not built yet."),
+        ("--dataset d --quant_bits 4", "--quant_bits needs --quant_method"),
         ("--dataset d --num_beams 4", "--num_beams is not built yet."),
         ("--dataset d --max_batch_size 4", "--max_batch_size is an argument of swift infer, not of this command."),
         ("--dataset d --streaming true", "--streaming true needs --max_steps"),

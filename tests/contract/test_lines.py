@@ -51,6 +51,9 @@ swift infer --adapters output_mixed/checkpoint-xxx,output_code/checkpoint-yyy --
 INFER_VLLM = """
 swift infer --adapters output/vx-xxx/checkpoint-873 --infer_backend vllm --vllm_max_model_len 8192 --stream true --temperature 0.3
 """  # noqa: E501
+EXPORT = """
+swift export --adapters output/vx-xxx/checkpoint-873 --merge_lora true --output_dir merged-qwen2
+"""
 
 LORA = {"train_type": "lora", "lora_rank": 8, "lora_alpha": 32, "target_modules": ["all-linear"], "learning_rate": 1e-4}
 STEP = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
@@ -204,6 +207,26 @@ def test_talking_to_two_adapters_at_once(
         )
     )
     assert whole == single != much
+
+
+def test_an_adapter_merged_into_a_folder_that_any_program_opens(
+    world: World, checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer, pipeline
+
+    world.adapter("output/vx-xxx/checkpoint-873", made_by=checkpoint)
+    assert main(typed(EXPORT)) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "The model is in merged-qwen2" in err
+    parity = json.loads((world.here / "merged-qwen2" / "parity.json").read_text())
+    assert parity["holds"] is True
+    assert parity["dtype"] == "bfloat16"
+    chat = [{"role": "user", "content": "Who are you?"}]
+    rendered = AutoTokenizer.from_pretrained("merged-qwen2").apply_chat_template(chat, tokenize=False)
+    assert rendered.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    (said,) = pipeline("text-generation", model="merged-qwen2")(chat, max_new_tokens=4, do_sample=False)
+    assert said["generated_text"][-1]["role"] == "assistant"
 
 
 def test_vllm_is_refused_in_one_line(world: World, checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,18 @@ COMMANDS = {
         "swiftune.cli.inspect:inspect",
         "[run.yaml] --dataset NAME ... [--model NAME] [--val_dataset NAME ...] [--flag VALUE ...]",
     ),
+    "export": Command(
+        "write a model that serves: merged, quantized, checked",
+        "ExportArguments",
+        "swiftune.recipes.export:export",
+        "[run.yaml] [--adapters FOLDER --merge_lora true] [--quant_method NAME] [--flag VALUE ...]",
+    ),
+    "merge-lora": Command(
+        "the same as export --merge_lora true",
+        "MergeLoraArguments",
+        "swiftune.recipes.export:export",
+        "[run.yaml] --adapters FOLDER [--output_dir FOLDER] [--flag VALUE ...]",
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -59,7 +71,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "plan")
+NOT_BUILT = ("rlhf", "eval", "deploy", "web-ui", "app", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,8 +133,9 @@ def _run(words: list[str]) -> int:
         print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
         return 0
     from swiftune.config.parse import parse
-    from swiftune.runtime import console, garbage, launch, log_file
+    from swiftune.runtime import console, garbage, launch, log_file, optional
 
+    optional.put_off(optional.BITSANDBYTES)
     if command.distributed and launch.is_wanted():
         with console.silent():  # the first process says it
             parse(arguments, rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swiftune.config.commands import DoctorArguments, InferArguments, PtArguments, SftArguments
 from swiftune.config.declare import Arguments
+from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -12,6 +13,7 @@ from swiftune.config.groups import (
     TemplateArguments,
 )
 from swiftune.config.inspect import InspectArguments
+from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.record import load, save
 from swiftune.config.training import (
     EvaluationArguments,
@@ -28,15 +30,18 @@ __all__ = [
     "DataArguments",
     "DoctorArguments",
     "EvaluationArguments",
+    "ExportArguments",
     "FilterArguments",
     "GenerateArguments",
     "InferArguments",
     "InspectArguments",
     "LengthArguments",
+    "MergeLoraArguments",
     "ModelArguments",
     "OrderArguments",
     "OutputArguments",
     "PtArguments",
+    "QuantizeArguments",
     "RunArguments",
     "SftArguments",
     "TemplateArguments",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from swiftune.config.declare import Arguments, unset
+from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -16,6 +17,7 @@ from swiftune.config.groups import (
     TemplateArguments,
 )
 from swiftune.config.inspect import InspectArguments
+from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FaultArguments,
@@ -42,6 +44,7 @@ class SftArguments(
     DataArguments,
     LengthArguments,
     TemplateArguments,
+    QuantizeArguments,
     ModelArguments,
 ):
     """Arguments of ``swift sft``."""
@@ -78,7 +81,13 @@ class BackendArguments(Arguments):
 
 
 class InferArguments(
-    BackendArguments, RunArguments, GenerateArguments, DataArguments, TemplateArguments, ModelArguments
+    BackendArguments,
+    RunArguments,
+    GenerateArguments,
+    DataArguments,
+    TemplateArguments,
+    QuantizeArguments,
+    ModelArguments,
 ):
     """Arguments of ``swift infer``."""
 
@@ -95,5 +104,7 @@ COMMANDS: dict[str, type[Arguments]] = {
     "pt": PtArguments,
     "infer": InferArguments,
     "inspect": InspectArguments,
+    "export": ExportArguments,
+    "merge-lora": MergeLoraArguments,
     "doctor": DoctorArguments,
 }

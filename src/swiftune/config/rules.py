@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from swiftune.config.declare import Arguments
+from swiftune.config.quantization import BITS
 
 Rule = Callable[[Any], "str | None"]
 _RULES: list[tuple[tuple[str, ...], Rule]] = []
@@ -176,3 +177,43 @@ def reporting_to_none_only(args: Any) -> str | None:
     if "none" in args.report_to and len(args.report_to) > 1:
         return "--report_to none and other trackers are at odds."
     return None
+
+
+@rule("quant_method", "quant_bits")
+def bits_of_a_method(args: Any) -> str | None:
+    if args.quant_bits and not args.quant_method:
+        return "--quant_bits needs --quant_method, such as --quant_method bnb."
+    if args.quant_method and args.bits not in BITS[args.quant_method]:
+        able = ", ".join(map(str, BITS[args.quant_method]))
+        return f"--quant_method {args.quant_method} cannot do --quant_bits {args.bits}; it does {able}."
+    return None
+
+
+@rule("train_type", "quant_method")
+def quantized_weights_are_not_trained(args: Any) -> str | None:
+    if args.train_type == "full" and args.quant_method:
+        return (
+            f"--train_type full and --quant_method {args.quant_method} are at odds: quantized weights stay as they are."
+        )
+    return None
+
+
+@rule("merge_lora", "adapters", "quant_method", "push_to_hub")
+def something_to_export(args: Any) -> str | None:
+    if args.merge_lora and not args.adapters:
+        return "--adapters is missing: name the checkpoint whose update is to be merged."
+    if args.adapters and not (args.merge_lora or args.quant_method or args.push_to_hub):
+        return "--adapters alone leaves nothing to do: add --merge_lora true, --quant_method or --push_to_hub true."
+    return None
+
+
+@rule("adapters", "merge_lora", "quant_method", "push_to_hub")
+def one_adapter_is_pushed(args: Any) -> str | None:
+    if len(args.adapters) > 1 and not (args.merge_lora or args.quant_method) and args.push_to_hub:
+        return "--push_to_hub takes one adapter; several are merged first: --merge_lora true."
+    return None
+
+
+@rule("push_to_hub", "hub_model_id")
+def pushing_needs_a_place(args: Any) -> str | None:
+    return "--push_to_hub true needs --hub_model_id org/name." if args.push_to_hub and not args.hub_model_id else None

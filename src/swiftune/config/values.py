@@ -97,6 +97,12 @@ def _text_of(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"that file cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _bytes(value: str) -> str:
+    if re.fullmatch(r"[0-9]{1,6}([KMGT]i?)?B", value):
+        return value
+    raise ValueError("write 5GB, 500MB")
+
+
 Count = Annotated[int, Gt(0)]
 CountOrZero = Annotated[int, Ge(0)]
 Tokens = Annotated[int, Gt(0), Of("tokens")]
@@ -118,6 +124,7 @@ Name = Annotated[str, Of("name")]
 Folder = Annotated[str, Of("folder")]
 File = Annotated[str, Of("file")]
 RowsOrPercent = Annotated[str, AfterValidator(_rows_or_percent), Of("number or percentage")]
+Bytes = Annotated[str, AfterValidator(_bytes), Of("size")]
 Regex = Annotated[str, AfterValidator(_regex), Of("regex")]
 TextOrFile = Annotated[str, BeforeValidator(_text_of), Of("text or file.txt")]
 Json = Annotated[dict[str, Any], BeforeValidator(_json_object)]

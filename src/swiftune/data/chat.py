@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from swiftune.data.default_template import with_defaults
 from swiftune.errors import TemplateError
 from swiftune.runtime.console import notice
 from swiftune.types import Message
@@ -80,6 +81,16 @@ class ChatText:
         rendered = rounds[-1].prompt + rounds[-1].response
         named = (self.end, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
         self.control = sorted({token for token in named if token}.union(t for t in self._special if t in rendered))
+
+    @property
+    def exported_template(self) -> str | dict[str, str]:
+        """The tokenizer's template (or its several, by name) with the system prompt and variables as its defaults."""
+        own = self._tokenizer.chat_template
+
+        def completed(template: str) -> str:
+            return with_defaults(template, self._system, self._kwargs, folds_system=self._folds_system)
+
+        return {name: completed(text) for name, text in own.items()} if isinstance(own, dict) else completed(own)
 
     def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
         """The text that the model is to continue with the next assistant turn.

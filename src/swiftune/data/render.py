@@ -114,6 +114,11 @@ class Renderer:
             ids.append(self.tokenizer.convert_tokens_to_ids(self._chat.end))
         return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
 
+    @property
+    def exported_template(self) -> str | dict[str, str] | None:
+        """The chat template that renders elsewhere, without system prompt and variables given, what this renders."""
+        return None if self._chat is None else self._chat.exported_template
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides what a sample is rendered to, the code included."""

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune.errors import ModelError, UsageError
+from swiftune.models import quantize
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
+_SAMPLE = 64
+"""Bytes of each tensor in a fingerprint."""
 BAR_FROM = 2**31
 """Bytes of weights from which loading shows a progress bar."""
 
@@ -25,6 +29,7 @@ def load_model(
     attn_impl: str | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """Loads a causal language model.
 
@@ -33,6 +38,7 @@ def load_model(
         dtype: of the weights in memory.
         attn_impl: a Transformers attention implementation; ``None`` leaves it to Transformers: PyTorch's own (``sdpa``)
             where the model can.
+        quantization: how the linear layers are quantized while they are loaded (``models.quantize``).
 
     Raises:
         ModelError: the folder is no model, or its weights are missing, truncated or of another shape.
@@ -41,6 +47,7 @@ def load_model(
     from transformers.utils import logging
 
     check_folder(path)
+    quantize.bring_for(read_config(path) if (path / "config.json").exists() else {})
     if sum(file.stat().st_size for file in path.glob("*.safetensors")) < BAR_FROM:
         logging.disable_progress_bar()
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -51,6 +58,8 @@ def load_model(
             kwargs["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         kwargs |= {"use_safetensors": True}
+    if quantization is not None:
+        kwargs |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation=attn_impl, output_loading_info=True, **kwargs
@@ -70,7 +79,7 @@ def load_model(
             f"{missing[0]} among them.",
             "Fetch the model again, or check that config.json belongs to these weights.",
         )
-    return model.to(device)
+    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def check_folder(path: Path) -> None:
@@ -101,6 +110,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
     return config
+
+
+def fingerprint(path: Path) -> tuple[str, ...]:
+    """What tells a model's weights from others', whatever the shards: names, shapes, and some bytes of each tensor."""
+    seen = []
+    for shard in _shards(path):
+        with shard.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    stream.seek(8 + length + tensor["data_offsets"][0])
+                    size = min(_SAMPLE, tensor["data_offsets"][1] - tensor["data_offsets"][0])
+                    seen.append(f"{name} {tensor['dtype']} {tensor['shape']} {stream.read(size).hex()}")
+    return tuple(sorted(seen))
 
 
 def _read_json(file: Path) -> Any:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from swiftune import hub
-from swiftune.config import InferArguments, ModelArguments
+from swiftune.config import ModelArguments, QuantizeArguments
 from swiftune.config.values import RECORDED
-from swiftune.errors import AdapterError, NotFoundError
+from swiftune.errors import AdapterError, ModelError, NotFoundError
 from swiftune.runtime.console import warn
 
-_TAKEN = ("model", "model_revision", "use_hf", "torch_dtype", "template", "system", "enable_thinking")
+A = TypeVar("A", bound=ModelArguments)
+
+_TAKEN = ("model", "model_revision", "use_hf", "template", "system", "enable_thinking")
 """Not ``trust_remote_code``: a folder must not decide that its own code may run."""
+_HELD = ("torch_dtype", *QuantizeArguments.model_fields)
+"""How the run held the model in memory."""
 _DATA = (
     *("dataset", "val_dataset", "split_dataset_ratio", "data_seed", "dataset_shuffle"),
     *("columns", "model_name", "model_author"),
@@ -28,31 +34,37 @@ _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """The arguments of ``swift infer`` with the blanks filled in."""
+class Resolved(Generic[A]):
+    """The arguments of a command that uses a checkpoint, with the blanks filled in."""
 
-    args: InferArguments
+    args: A
     """``model`` is the base's id or folder, or a fully tuned checkpoint's folder."""
     adapters: list[Path]
     home: Path | None
     """The checkpoint's folder, adapter or not, where results may be put; ``None`` where no checkpoint is used."""
 
 
-def resolve(args: InferArguments) -> Resolved:
+def resolve(args: A, *, as_held: bool = True) -> Resolved[A]:
     """Finds the checkpoint that ``--adapters`` or ``--model`` names and takes from its args.json what was not given.
 
+    Args:
+        as_held: take the dtype and quantization, too, in which the run held its model.
+
     Raises:
-        AdapterError: the adapter's base model is not known, or is not where it was.
+        AdapterError: the adapter's base model is not known, or is not where it was; or adapters have several.
     """
+    names = _TAKEN + (_HELD if as_held else ()) + (_DATA if getattr(args, "load_data_args", False) else ())
     if args.adapters:
         adapters = [find_adapter(name, args) for name in args.adapters]
-        filled = _fill(args, adapters[0])
+        if args.model is None:
+            _refuse_several_bases(adapters)
+        filled = _fill(args, adapters[0], names)
         for adapter in adapters:
             filled = _with_base(filled, adapter)
         return Resolved(filled, adapters, adapters[0])
     if args.model and os.path.isdir(args.model):
         folder = checkpoint_in(Path(args.model))
-        args = _fill(args.model_copy(update={"model": str(folder)}), folder)
+        args = _fill(args.model_copy(update={"model": str(folder)}), folder, names)
         return Resolved(args, [], folder if (folder / "args.json").exists() else None)
     return Resolved(args, [], None)
 
@@ -80,24 +92,39 @@ def find_adapter(name: str, args: ModelArguments) -> Path:
         raise NotFoundError(f"--adapters {name}: {error.what}", error.cure) from error
 
 
-def _fill(args: InferArguments, folder: Path) -> InferArguments:
+def _refuse_several_bases(adapters: Sequence[Path]) -> None:
+    from swiftune.tuners.adapter import read_config
+
+    bases = {adapter: str(read_config(adapter).get("base_model_name_or_path") or "") for adapter in adapters}
+    named = {_name(base): adapter for adapter, base in bases.items() if base}
+    if len(named) > 1:
+        (one, first), (other, second) = list(named.items())[:2]
+        raise AdapterError(
+            f"--adapters {first} was made for {one}, {second} for {other}.",
+            "Adapters are used together on the model that both were made for.",
+        )
+
+
+def _fill(args: A, folder: Path, names: Sequence[str]) -> A:
     """``args`` with what args.json says where the command line said nothing."""
-    recorded = _read(folder / "args.json")
-    names = _TAKEN + (_DATA if args.load_data_args else ())
+    recorded = read_recorded(folder)
+    command = type(args)
     given = args.model_dump(include=args.model_fields_set)
     for name in names:
-        if name in given or recorded.get(name) is None:
+        if name not in command.model_fields or name in given or recorded.get(name) is None:
             continue
         try:
-            InferArguments.model_validate({name: recorded[name]}, context=RECORDED)
+            command.model_validate({name: recorded[name]}, context=RECORDED)
         except ValidationError:
             warn(f"{folder / 'args.json'}: {name} {recorded[name]!r} means nothing here and is not used.")
             continue
         given[name] = recorded[name]
-    return InferArguments.model_validate(given, context=RECORDED)
+    return command.model_validate(given, context=RECORDED)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_recorded(folder: Path) -> dict[str, Any]:
+    """The args.json of the run that made a checkpoint; empty where there is none."""
+    file = folder / "args.json"
     if not file.exists():
         return {}
     try:
@@ -107,7 +134,7 @@ def _read(file: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _with_base(args: InferArguments, adapter: Path) -> InferArguments:
+def _with_base(args: A, adapter: Path) -> A:
     """``args`` with the base model that the adapter names, and a word where the user names another one."""
     from swiftune.tuners.adapter import read_config
 
@@ -121,9 +148,28 @@ def _with_base(args: InferArguments, adapter: Path) -> InferArguments:
             f"The adapter {adapter} was made for the model in {args.model}, which is not there any more.",
             "Name the model with --model.",
         )
+    if trained_on and _is_another(Path(trained_on), Path(args.model)):
+        raise AdapterError(
+            f"The adapter {adapter} was made for another base model: {trained_on}, whose weights are not those of "
+            f"{args.model}.",
+            f"Use it with --model {trained_on}.",
+        )
     if trained_on and _name(trained_on) != _name(args.model):
         warn(f"The adapter {adapter} was made for {trained_on}, and is put onto {args.model}.")
     return args
+
+
+def _is_another(trained_on: Path, model: Path) -> bool:
+    """Whether both are folders here, and hold the weights of different models."""
+    from swiftune.models.load import fingerprint
+
+    if not (os.path.isdir(trained_on) and os.path.isdir(model)) or trained_on.resolve() == model.resolve():
+        return False
+    try:
+        there, here = fingerprint(trained_on), fingerprint(model)
+    except (ModelError, OSError, ValueError, LookupError, struct.error):  # whoever opens the model says what is wrong
+        return False
+    return bool(there and here) and there != here
 
 
 def _name(model: str) -> str:

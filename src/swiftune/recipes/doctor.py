@@ -25,6 +25,8 @@ EXTRAS = {
     "wandb": "swift sft --report_to wandb",
     "swanlab": "swift sft --report_to swanlab",
     "trackio": "swift sft --report_to trackio",
+    "bnb": "--quant_method bnb",
+    "gptq": "swift export --quant_method gptq or awq",
 }
 """What an optional dependency is for; the ones for developers are not named here, and not looked for."""
 ENOUGH = 0.05

@@ -11,17 +11,15 @@ from swiftune.runtime import hardware
 from swiftune.runtime.console import notice
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
     from swiftune.generate.engine import Engine
 
 
 def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
     """The engine that ``--infer_backend`` names, with the model and its adapters loaded."""
     from swiftune.generate.transformers_engine import TransformersEngine
+    from swiftune.models import quantize
     from swiftune.models.load import load_model
-    from swiftune.tuners import load_adapter, load_weighted_sum
+    from swiftune.tuners import load_adapters
 
     device = hardware.device()
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
@@ -33,11 +31,9 @@ def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> E
         attn_impl=args.attn_impl,
         device=device,
         trust_remote_code=args.trust_remote_code,
+        quantization=quantize.while_loading(args, dtype),
     )
-    if len(adapters) > 1:
-        tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
-    else:
-        tuned = load_adapter(model, adapters[0]) if adapters else model
+    tuned = load_adapters(model, adapters, args.adapter_weights)
     weights = sum(parameter.nbytes for parameter in tuned.parameters())
     return TransformersEngine(
         tuned,

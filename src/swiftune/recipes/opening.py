@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
-from swiftune.config import InferArguments, InspectArguments, SftArguments
+from swiftune.config import SourceArguments, TemplateArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,22 +33,32 @@ class Opened:
 
 
 def open_tokenizer(
-    args: SftArguments | InferArguments | InspectArguments, *, loss_scale: LossScale = "default", raw: bool = False
+    args: SourceArguments,
+    *,
+    loss_scale: LossScale = "default",
+    raw: bool | None = False,
+    adapters: Sequence[Path] = (),
 ) -> Opened:
     """Finds the model and opens its tokenizer.
 
     Args:
+        args: with the template's arguments beside the model's.
         loss_scale: which tokens are supervised; of no matter to inference.
-        raw: render texts as they are, without a chat template (``swift pt``).
+        raw: render texts as they are, without a chat template (``swift pt``); None: where the model has none.
+        adapters: the first that brings a tokenizer, with tokens of its own, brings the one that is used.
     """
+    assert isinstance(args, TemplateArguments)
     from swiftune.data.render import Renderer
     from swiftune.models.load import check_folder
     from swiftune.models.tokenizer import load_tokenizer
 
     folder = hub.find_model(args.model, use_hf=args.use_hf, revision=args.model_revision)
     check_folder(folder)
-    tokenizer = load_tokenizer(folder, template=args.template, trust_remote_code=args.trust_remote_code)
+    own = next((path for path in adapters if (path / "tokenizer.json").exists()), folder)
+    tokenizer = load_tokenizer(own, template=args.template, trust_remote_code=args.trust_remote_code)
     thinking = {} if args.enable_thinking is None else {"enable_thinking": args.enable_thinking}
+    if raw is None:
+        raw = not tokenizer.chat_template
     renderer = Renderer(tokenizer, system=args.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
     config = folder / "config.json"
     return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)

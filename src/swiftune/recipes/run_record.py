@@ -26,7 +26,7 @@ def write(run: Path, args: SftArguments, data: TrainingData, accelerator: Accele
     device = accelerator.device
     record: dict[str, Any] = {
         "command": sys.argv,
-        "versions": {"swiftune": __version__, "python": platform.python_version()} | _versions(),
+        "versions": {"swiftune": __version__, "python": platform.python_version()} | versions(),
         "seed": args.seed,
         "data_seed": args.data_seed,
         "data": data.hashes,
@@ -46,7 +46,8 @@ def write(run: Path, args: SftArguments, data: TrainingData, accelerator: Accele
     (run / "run.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what decides a result."""
     found = {}
     for package in _PACKAGES:
         try:

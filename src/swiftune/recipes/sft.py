@@ -43,8 +43,11 @@ def sft(args: SftArguments) -> None:
 def _train(args: SftArguments, *, command: str) -> None:
     from accelerate import PartialState
 
+    from swiftune.models import quantize
     from swiftune.train import run_folder
 
+    if args.quant_method:
+        quantize.check(args, hardware.device().type)
     # The process group is made here; what Accelerator is told about it later comes too late.
     group: dict[str, Any] = {"timeout": timedelta(seconds=args.ddp_timeout), "backend": args.ddp_backend}
     processes = PartialState(cpu=hardware.device().type == "cpu", **{k: v for k, v in group.items() if v is not None})
@@ -187,7 +190,7 @@ def _model(
     import torch
 
     from swiftune import tuners
-    from swiftune.models import kernels
+    from swiftune.models import kernels, quantize
     from swiftune.models.load import load_model
 
     full = args.train_type == "full"
@@ -200,7 +203,9 @@ def _model(
         attn_impl=args.attn_impl,
         device=device,
         trust_remote_code=args.trust_remote_code,
+        quantization=quantize.while_loading(args, dtype),
     )
+    quantize.keep_differentiable(model)
     if _has_kernels("use_liger_kernel", args, device):
         kernels.use_liger(model)
     if full:
@@ -242,11 +247,11 @@ def _plan_memory(
     dtype: torch.dtype,
 ) -> MemoryPlan:
     """Decides how many tokens a micro-batch has, and says in one line what the run will take."""
+    from swiftune import tuners
     from swiftune.train import lanes, memory
 
     model, processes = objective.model, accelerator.num_processes
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trained, total = tuners.count_parameters(model)
     activations = memory.measure_activations(objective, accelerator.autocast, dtype.itemsize, data.longest)
     plan = memory.plan_memory(
         activations,
@@ -263,11 +268,15 @@ def _plan_memory(
     if accelerator.is_main_process:
         say(
             f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f}%), in "
-            f"{str(dtype).removeprefix('torch.')} on {processes} x {accelerator.device.type}, "
+            f"{str(dtype).removeprefix('torch.')}{_held(args)} on {processes} x {accelerator.device.type}, "
             f"{data.feed.steps} steps of {data.rows_per_step} rows in micro-batches of up to {plan.budget} tokens"
             f"{at_once}{again} (at most about {plan.activations / 2**30:.1f} GiB of activations)."
         )
     return plan
+
+
+def _held(args: SftArguments) -> str:
+    return f" over weights in {args.bits} bits" if args.quant_method else ""
 
 
 def _room(accelerator: Accelerator) -> int:

@@ -260,7 +260,9 @@ def _copied(node: Any) -> Any:
 
 
 def _save_model(taken: Snapshot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    taken.model.save_pretrained(folder, state_dict=taken.weights)
+    # An adapter's base has its embeddings; PEFT would save them again where they are adapted.
+    alone = {"save_embedding_layers": False} if _is_adapter(taken.model) else {}
+    taken.model.save_pretrained(folder, state_dict=taken.weights, **alone)
     if _is_adapter(taken.model):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, all of it still to be filled in
         return

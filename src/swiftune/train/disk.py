@@ -11,9 +11,8 @@ import torch
 
 from swiftune.config import SftArguments
 from swiftune.runtime.console import say, warn
+from swiftune.runtime.units import size_text
 from swiftune.train.memory import STATES
-
-_MIB = 2**20
 
 
 class Steps(Protocol):
@@ -66,13 +65,10 @@ def say_what_is_needed(run: Path, args: SftArguments, model: torch.nn.Module, dt
     )
     if not count:
         return
-    figures = f"{_size(each)} each, {_size(each * count)} for the {count} on the disk at once; {_size(free)} are free"
+    together = f"{size_text(each)} each, {size_text(each * count)} for the {count} on the disk at once"
+    figures = f"{together}; {size_text(free)} are free"
     if each * count <= free:
         say(f"Checkpoints: about {figures}.", style="dim")
         return
     cure = "Make room, set a lower --save_total_limit or --save_only_model true, or name another --output_dir."
     warn(f"The checkpoints will not fit on the disk of {run}: about {figures}. {cure}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / _MIB:,.1f} MiB"

@@ -53,10 +53,13 @@ class Lanes:
 def fitting(model: torch.nn.Module, device: torch.device, processes: int) -> int:
     """How many lanes a model can be trained in.
 
-    One where there is a GPU, or several processes, or one core; where weights of the model itself are trained, whose
+    One where there is a GPU, or several processes, or one core; where weights are quantized (bitsandbytes keeps a state
+    in each layer); where weights of the model itself are trained, whose
     gradients every lane would hold; and where anything but our own dropout draws random numbers.
     """
     if device.type != "cpu" or processes > 1 or torch.get_num_threads() < 2 or not hasattr(model, "peft_config"):
+        return 1
+    if getattr(model, "is_quantized", False):
         return 1
     if getattr(model.config.get_text_config(), "attention_dropout", 0.0):  # type: ignore[union-attr, operator]
         return 1

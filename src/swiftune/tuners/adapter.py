@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from swiftune.errors import AdapterError
 from swiftune.runtime.console import hushed
 
@@ -15,8 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SUM = "weighted_sum"
+"""Name of the sum of several adapters on a model."""
 RENAMED = "`is_gradient_checkpointing` is deprecated"
 """PEFT 0.21 asks a model for it by the name that it had before Transformers 5.23."""
+TIED = "Model has `tie_word_embeddings=True`"
+"""PEFT warns of what comes of merging; ``merge`` sees to that."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -51,6 +57,7 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
     from peft import PeftModel
 
     def put() -> PeftModel:
+        _grow_vocabulary(model, path)
         return PeftModel.from_pretrained(model, str(path), is_trainable=trainable)
 
     wrapped = _checked(put, path, "default")
@@ -74,6 +81,15 @@ def add_adapter(model: PreTrainedModel | PeftModel, path: Path, name: str) -> Pe
     return _checked(put, path, name)
 
 
+def load_adapters(
+    model: PreTrainedModel, paths: Sequence[Path], weights: Sequence[float]
+) -> PreTrainedModel | PeftModel:
+    """``model`` with no adapter, one, or the weighted sum of several; no weights: each counts once."""
+    if len(paths) > 1 or any(weight != 1 for weight in weights):
+        return load_weighted_sum(model, paths, weights)
+    return load_adapter(model, paths[0]) if paths else model
+
+
 def in_float32(model: PeftModel) -> PeftModel:
     """Holds all that is trained in float32, in place: in 16 bits small updates would be rounded away."""
     for parameter in model.parameters():
@@ -92,7 +108,8 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
     """
     for path in paths:
         config = read_config(path)
-        if config["peft_type"] != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
+        more = [config.get(key) for key in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")]
+        if config["peft_type"] != "LORA" or any(more) or config.get("bias", "none") != "none":
             raise AdapterError(f"{path} is not plain LoRA; it cannot be part of a weighted sum.", "Use it alone.")
     wrapped = load_adapter(model, paths[0])
     names = ["default"]
@@ -100,9 +117,44 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
         name = f"adapter_{len(names) + 1}"
         add_adapter(wrapped, path, name)
         names.append(name)
-    wrapped.add_weighted_adapter(names, list(weights), "weighted_sum", combination_type="cat")
-    wrapped.set_adapter("weighted_sum")
+    wrapped.add_weighted_adapter(names, list(weights), SUM, combination_type="cat")
+    with torch.no_grad():
+        _lay_side_by_side(wrapped, names, weights)
+    wrapped.set_adapter(SUM)
     return wrapped.eval()
+
+
+def _lay_side_by_side(wrapped: PeftModel, parts: Sequence[str], weights: Sequence[float]) -> None:
+    """Fills the factors of the sum, in float32, so that their product is the whole of it.
+
+    PEFT's own are in the base's dtype, and scaled and placed by the settings of the first adapter.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    wrapped.peft_config[SUM].use_rslora = False
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        own = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part in layer.scaling]
+        if own and SUM not in layer.scaling:
+            raise AdapterError(f"The adapters cannot be summed: the first one leaves out {name} by its settings.")
+        if not own:
+            continue
+        first, second = _factors(layer, SUM)
+        pairs = [(*_factors(layer, part), weight * layer.scaling[part]) for part, weight in own]
+        for whole, filled in (
+            (first, torch.cat([a.float() * scale for a, _, scale in pairs], 0)),
+            (second, torch.cat([b.float() for _, b, _ in pairs], 1)),
+        ):
+            whole.data = torch.zeros_like(whole, dtype=torch.float32)
+            whole.data[: filled.shape[0], : filled.shape[1]] = filled
+        layer.scaling[SUM], layer.use_rslora[SUM] = 1.0, False
+
+
+def _factors(layer: Any, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    if name in layer.lora_A:
+        return layer.lora_A[name].weight, layer.lora_B[name].weight
+    return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
 
 
 def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
@@ -118,7 +170,11 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
             f"{path / WEIGHTS} is truncated or no safetensors file.", "Take another checkpoint."
         ) from error
     try:
-        with hushed(RENAMED), hushed("Found missing adapter keys", UserWarning):  # _check_fit says which
+        with (
+            hushed(RENAMED),
+            hushed(TIED, UserWarning),
+            hushed("Found missing adapter keys", UserWarning),
+        ):  # _check_fit says which
             wrapped = put()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
@@ -129,13 +185,29 @@ def _checked(put: Callable[[], PeftModel], path: Path, name: str) -> PeftModel:
     return wrapped
 
 
+def _grow_vocabulary(model: PreTrainedModel, path: Path) -> None:
+    """Gives the model as many rows of embeddings as the adapter has, where that brings whole ones of its own."""
+    from safetensors import safe_open
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = tuple(f".{name}.weight" for name, module in model.named_modules() if module in ends)
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        rows = {file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith(names)}  # noqa: SIM118
+    if len(rows) == 1 and min(rows) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
+
+
 def _check_fit(wrapped: PeftModel, shapes: dict[str, tuple[int, ...]], path: Path, name: str) -> None:
     """PEFT skips tensors that the base has no place for, and leaves untouched those it lacks; neither goes unsaid."""
     from peft import get_peft_model_state_dict
 
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(wrapped, adapter_name=name).items()}
-    odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
-    if odd:
+    for with_embeddings in (True, False):  # PEFT itself saves those, too, where they are adapted or have grown
+        state = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=with_embeddings)
+        expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        odd = sorted(set(shapes) ^ set(expected)) or sorted(n for n in shapes if shapes[n] != expected[n])
+        if not odd:
+            break
+    else:
         raise AdapterError(
             f"The adapter in {path} was made for another base model: {odd[0]} fits nothing here.",
             "Name the base it was trained on with --model.",

@@ -9,7 +9,17 @@ from swiftune.config import TunerArguments
 from swiftune.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """How many values of a model are trained, and how many there are; packed ones count as what they stand for."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trained, total = model.get_nb_trainable_parameters()
+        return trained, total
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def choose_parameters(model: PreTrainedModel, args: TunerArguments) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from swiftune.config import TunerArguments
 from swiftune.errors import UsageError
 from swiftune.runtime.console import hushed
-from swiftune.tuners.adapter import RENAMED, in_float32
+from swiftune.tuners.adapter import RENAMED, TIED, in_float32
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +42,7 @@ def attach_lora(model: PreTrainedModel, args: TunerArguments) -> PeftModel:
         init_lora_weights=args.init_weights,
     )
     _check_names(model, args)
-    with hushed(RENAMED):
+    with hushed(RENAMED), hushed(TIED, UserWarning):
         return in_float32(get_peft_model(model, config))
 
 
