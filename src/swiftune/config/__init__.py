@@ -12,6 +12,7 @@ from swiftune.config.groups import (
     TemplateArguments,
 )
 from swiftune.config.record import load, save
+from swiftune.config.sweep import SweepArguments
 from swiftune.config.training import (
     EvaluationArguments,
     LengthArguments,
@@ -35,6 +36,7 @@ __all__ = [
     "PtArguments",
     "RunArguments",
     "SftArguments",
+    "SweepArguments",
     "TemplateArguments",
     "TrainArguments",
     "TunerArguments",

@@ -15,6 +15,7 @@ from swiftune.config.groups import (
     RunArguments,
     TemplateArguments,
 )
+from swiftune.config.sweep import SweepArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FaultArguments,
@@ -91,5 +92,6 @@ COMMANDS: dict[str, type[Arguments]] = {
     "sft": SftArguments,
     "pt": PtArguments,
     "infer": InferArguments,
+    "sweep": SweepArguments,
     "doctor": DoctorArguments,
 }
