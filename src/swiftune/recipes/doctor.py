@@ -25,6 +25,7 @@ EXTRAS = {
     "wandb": "swift sft --report_to wandb",
     "swanlab": "swift sft --report_to swanlab",
     "trackio": "swift sft --report_to trackio",
+    "sweep": "swift sweep --sweep_trials",
 }
 """What an optional dependency is for; the ones for developers are not named here, and not looked for."""
 ENOUGH = 0.05
