@@ -36,21 +36,21 @@ def parse(_: type[Arguments], words: Sequence[str]) -> Sweep:
     both = with_own_flags(command)
     sources, mistakes = sources_of(both, words[1:])
     own = [[one for one in source if one.name in SweepArguments.model_fields] for source in sources]
-    options = SweepArguments()
     try:
         options = check(SweepArguments, own)
     except ArgumentsError as error:
         mistakes += error.mistakes
+        options = check(SweepArguments, [[one for one in source if one.name == "zip"] for source in own])
     rest = [[one for one in source if one.name not in SweepArguments.model_fields] for source in sources]
     axes, fixed = _axes(rest, both, mistakes)
     _add_listed(axes, options, fixed, mistakes)
     if options.sweep_trials is None:
         mistakes += [f"{axis.place} {axis} is a range: say how many runs, --sweep_trials 20." for axis in _ranges(axes)]
     dimensions = _dimensions(axes, options.zip, both, mistakes)
-    if not dimensions and not mistakes:
-        mistakes.append("Nothing is swept: give a flag several values, such as --lora_rank 4 8 16.")
     sweep = Sweep(command, options, tuple(dimensions), tuple(words), tuple(map(tuple, fixed)))
     mistakes += _wrong_runs(sweep)
+    if not dimensions and not mistakes:
+        mistakes.append("Nothing is swept: give a flag several values, such as --lora_rank 4 8 16.")
     mistakes = mistakes or _wrong_together(sweep)
     if mistakes:
         raise ArgumentsError(list(dict.fromkeys(mistakes)))
@@ -101,7 +101,7 @@ def _values(one: Given) -> list[Any]:
 def _range(name: str, values: list[Any], command: type[Arguments], place: str) -> Range | None:
     """A value such as ``1e-5..1e-3`` of a flag that takes a number."""
     word = values[0] if len(values) == 1 else None
-    word = word[0] if isinstance(word, Words) else word
+    word = "".join(word) if isinstance(word, Words) else word
     if not isinstance(word, str) or name not in command.model_fields or not (found := _SPAN.fullmatch(word)):
         return None
     annotation = command.model_fields[name].annotation

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -96,7 +96,7 @@ class Run:
     @property
     def words(self) -> list[str]:
         """The flags of its command, as they are typed."""
-        return [word for name, value in self.given.items() for word in as_words(name, value)]
+        return words_of(self.given)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,6 @@ class Sweep:
         own = SweepArguments.model_fields.keys() | {"add_version"}
         given = args.model_dump(mode="json", include=args.model_fields_set - own)
         values = {one.name: _shown(one, getattr(args, one.name), given.get(one.name)) for one in swept}
-        if given.get("logging_dir"):
-            given["logging_dir"] += f"/{_folder(values, number)}"
         return Run(_folder(values, number), values, given, args.eval_strategy != "no")
 
     def grid(self) -> Iterator[list[Point]]:
@@ -195,6 +193,11 @@ def _folder(values: dict[str, str], number: int | None) -> str:
     plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", whole)[:100]
     name = plain if plain == whole else f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
     return name if number is None else f"trial-{number:03d},{name}"
+
+
+def words_of(given: Mapping[str, Any]) -> list[str]:
+    """Flags as they are typed."""
+    return [word for name, value in given.items() for word in as_words(name, value)]
 
 
 def as_words(name: str, value: Any) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from swiftune.config.swept import words_of
 from swiftune.recipes.sweep.rows import OUTPUT, Row, newest, reason_in
 from swiftune.runtime.launch import LAUNCHER
 from swiftune.train import checkpoint_folder, run_log
@@ -31,8 +32,10 @@ class Job:
         self.resumed = checkpoint_in(row.folder)
         self.output = row.folder / OUTPUT
         self.offset = self.output.stat().st_size if self.output.exists() else 0
-        again = ["--resume_from_checkpoint", "true"] if self.resumed else []
-        words = [command, *row.run.words, "--output_dir", str(row.folder), *again]
+        own = {"output_dir": str(row.folder), "resume_from_checkpoint": "true" if self.resumed else None}
+        if board := row.run.given.get("logging_dir"):
+            own["logging_dir"] = str(Path(board) / row.run.name)
+        words = [command, *words_of({**row.run.given, **own})]
         with self.output.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "swiftune.cli.main", *words],

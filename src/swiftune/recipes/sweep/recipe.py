@@ -36,9 +36,14 @@ def run(sweep: Sweep) -> tuple[list[Row], Interrupted | None]:
     """
     folder = Path(sweep.options.output_dir)
     run_folder.check(folder, "--output_dir")
-    with _held(folder), log_file.inside(folder):
+    with _held(folder):
         report.refuse_another(folder, sweep)
         search = choose(sweep, folder)
+        return _in_folder(folder, sweep, search)
+
+
+def _in_folder(folder: Path, sweep: Sweep, search: Search) -> tuple[list[Row], Interrupted | None]:
+    with log_file.inside(folder):
         report.write(folder, sweep, search.known)
         rows, stop = _work(sweep, search, folder)
         picture.draw(folder, sweep, rows)
