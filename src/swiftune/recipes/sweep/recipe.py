@@ -13,7 +13,7 @@ from swiftune.config.swept import Sweep, describe
 from swiftune.errors import Interrupted, UsageError
 from swiftune.recipes.sweep import picture, report
 from swiftune.recipes.sweep.jobs import Job
-from swiftune.recipes.sweep.rows import Row
+from swiftune.recipes.sweep.rows import Row, newest
 from swiftune.recipes.sweep.search import Search, choose
 from swiftune.runtime import log_file
 from swiftune.runtime.console import err, say
@@ -91,13 +91,18 @@ class _Work:
         self.all = self.bar.add_task("runs", total=search.count)
         self.bars: dict[int, TaskID] = {}
 
-    def begin(self) -> bool:
+    def begin(self, stop: StopRequest) -> bool:
         """Begins the next run, or takes it as done where it is. False where there is no more."""
         row = self.search.next()
         if row is None:
             return False
         if row not in self.rows:
             self.rows.append(row)
+        run = newest(row.folder)
+        if run and run_folder.is_alive(run):  # of a sweep that was killed
+            say(f"{describe(row.run.values)}: an earlier process is still at it; waiting for its end.")
+            while run_folder.is_alive(run) and not stop:
+                pass  # it takes its time to look
         if row.settle(self.sweep.metric):
             self._settled(row, "was done before")
             return True
@@ -153,7 +158,7 @@ def _work(sweep: Sweep, search: Search, folder: Path) -> tuple[list[Row], StopRe
         try:
             with work.bar:
                 while True:
-                    while not stop and len(work.jobs) < jobs and work.begin():
+                    while not stop and len(work.jobs) < jobs and work.begin(stop):
                         pass
                     if not work.jobs:
                         break
