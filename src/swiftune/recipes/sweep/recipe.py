@@ -103,6 +103,8 @@ class _Work:
             say(f"{describe(row.run.values)}: an earlier process is still at it; waiting for its end.")
             while run_folder.is_alive(run) and not stop:
                 pass  # it takes its time to look
+        if stop:
+            return False
         if row.settle(self.sweep.metric):
             self._settled(row, "was done before")
             return True
