@@ -90,12 +90,9 @@ def test_version() -> None:
     ("words", "expected"),
     [
         (["inferr"], "error: there is no command 'inferr'; did you mean swift infer?"),
-        (["zzz"], "error: there is no command 'zzz'; commands are sft, pt, infer, inspect, doctor."),
-        (["rlhf"], "error: swift rlhf is not built yet; commands are sft, pt, infer, inspect, doctor."),
-        (
-            ["--model", "m"],
-            "error: --model stands where a command was expected; commands are sft, pt, infer, inspect, doctor.",
-        ),
+        (["zzz"], f"error: there is no command 'zzz'; commands are {', '.join(COMMANDS)}."),
+        (["rlhf"], f"error: swift rlhf is not built yet; commands are {', '.join(COMMANDS)}."),
+        (["--model", "m"], f"error: --model stands where a command was expected; commands are {', '.join(COMMANDS)}."),
     ],
 )
 def test_a_command_that_is_not_there(words: list[str], expected: str) -> None:

@@ -29,6 +29,8 @@ class Command:
     usage: str
     distributed: bool = False
     """Starts again as NPROC_PER_NODE processes where that is asked for."""
+    parser: str = "swiftune.config.parse:parse"
+    """``module:function`` that makes what the recipe is called with of the class and the words."""
 
 
 _TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
@@ -63,6 +65,13 @@ COMMANDS = {
         "MergeLoraArguments",
         "swiftune.recipes.export:export",
         "[run.yaml] --adapters FOLDER [--output_dir FOLDER] [--flag VALUE ...]",
+    ),
+    "sweep": Command(
+        "run a training with every combination of values, and compare",
+        "SweepArguments",
+        "swiftune.cli.sweep:sweep",
+        "sft|pt [sweep.yaml] --flag VALUE VALUE ... [--zip flag flag] [every flag of that command]",
+        parser="swiftune.config.combinations:parse",
     ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
@@ -132,10 +141,11 @@ def _run(words: list[str]) -> int:
 
         print(page(f"swift {name} {command.usage}".strip(), command.summary, arguments))
         return 0
-    from swiftune.config.parse import parse
     from swiftune.runtime import console, garbage, launch, log_file, optional
 
     optional.put_off(optional.BITSANDBYTES)
+
+    parse: Callable[[type[Arguments], list[str]], Any] = _named(command.parser)
     if command.distributed and launch.is_wanted():
         with console.silent():  # the first process says it
             parse(arguments, rest)

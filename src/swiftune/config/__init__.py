@@ -15,6 +15,7 @@ from swiftune.config.groups import (
 from swiftune.config.inspect import InspectArguments
 from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.record import load, save
+from swiftune.config.sweep import SweepArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FilterArguments,
@@ -44,6 +45,7 @@ __all__ = [
     "QuantizeArguments",
     "RunArguments",
     "SftArguments",
+    "SweepArguments",
     "TemplateArguments",
     "TrainArguments",
     "TunerArguments",

@@ -18,6 +18,7 @@ from swiftune.config.groups import (
 )
 from swiftune.config.inspect import InspectArguments
 from swiftune.config.quantization import QuantizeArguments
+from swiftune.config.sweep import SweepArguments
 from swiftune.config.training import (
     EvaluationArguments,
     FaultArguments,
@@ -106,5 +107,6 @@ COMMANDS: dict[str, type[Arguments]] = {
     "inspect": InspectArguments,
     "export": ExportArguments,
     "merge-lora": MergeLoraArguments,
+    "sweep": SweepArguments,
     "doctor": DoctorArguments,
 }

@@ -27,14 +27,39 @@ def parse(command: type[A], words: Sequence[str]) -> A:
     Raises:
         ArgumentsError: with every mistake in it.
     """
-    reader = _Reader(command)
-    line = read_command_line(words, reader.known)
-    reader.mistakes += line.mistakes
+    sources, mistakes = sources_of(command, words)
+    return check(command, sources, mistakes)
+
+
+def sources_of(command: type[Arguments], words: Sequence[str]) -> tuple[list[list[Given]], list[str]]:
+    """What the file that a command line names gives, and what the line itself does, which wins over it.
+
+    Returns:
+        These two, and the mistakes that have been found so far.
+    """
+    line = read_command_line(words, _Reader(command).known)
+    mistakes = list(line.mistakes)
+    in_file: list[Given] = []
     try:
-        reader.take(read_file(line.files[0]) if len(line.files) == 1 else [])
+        in_file = read_file(line.files[0]) if len(line.files) == 1 else []
     except ArgumentsError as error:
-        reader.mistakes += error.mistakes
-    reader.take(line.given)
+        mistakes += error.mistakes
+    return [in_file, line.given], mistakes
+
+
+def check(command: type[A], sources: Iterable[Iterable[Given]], mistakes: Iterable[str] = ()) -> A:
+    """Arguments from sources, of which a later one wins over those before it.
+
+    Args:
+        mistakes: what has been found already.
+
+    Raises:
+        ArgumentsError: with every mistake in them.
+    """
+    reader = _Reader(command)
+    reader.mistakes += mistakes
+    for source in sources:
+        reader.take(source)
     return reader.finish()
 
 
@@ -44,9 +69,7 @@ def build(command: type[A], values: Mapping[str, Any]) -> A:
     Raises:
         ArgumentsError: with every mistake in them.
     """
-    reader = _Reader(command)
-    reader.take([Given(name, value, f"--{name}") for name, value in values.items()])
-    return reader.finish()
+    return check(command, [[Given(name, value, f"--{name}") for name, value in values.items()]])
 
 
 def build_recorded(command: type[A], given: Iterable[Given]) -> tuple[A, list[str]]:

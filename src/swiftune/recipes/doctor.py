@@ -27,6 +27,7 @@ EXTRAS = {
     "trackio": "swift sft --report_to trackio",
     "bnb": "--quant_method bnb",
     "gptq": "swift export --quant_method gptq or awq",
+    "sweep": "swift sweep --sweep_trials",
 }
 """What an optional dependency is for; the ones for developers are not named here, and not looked for."""
 ENOUGH = 0.05
