@@ -11,7 +11,7 @@ from swiftune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 BAR_FROM = 2**31
@@ -101,6 +101,15 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{path / 'config.json'} names no model_type.", "It is not a Transformers model's config.")
     return config
+
+
+def generation_config(path: Path) -> GenerationConfig:
+    """What a loaded model has for ``generation_config``, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (path / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(path)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, local_files_only=True))
 
 
 def _read_json(file: Path) -> Any:

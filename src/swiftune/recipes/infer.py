@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,19 +39,19 @@ def infer(args: InferArguments, talk: Talk) -> None:
     resolved = resolve(args)
     args = resolved.args
     opened = open_tokenizer(args)
-    engine = open_engine(args, opened, resolved.adapters)
-    garbage.look_as_usual()
-    if args.dataset or args.val_dataset:
-        _answer_rows(args, opened, engine, _result_path(args, resolved))
-    else:
-        from swiftune.generate.conversation import Conversation
+    with closing(open_engine(args, opened, resolved.adapters)) as engine:
+        garbage.look_as_usual()
+        if args.dataset or args.val_dataset:
+            _answer_rows(args, opened, engine, _result_path(args, resolved))
+        else:
+            from swiftune.generate.conversation import Conversation
 
-        shown = " + ".join(map(str, resolved.adapters)) or opened.folder
-        say(f"Model: {shown}", style="dim")
-        talk(
-            Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
-            args.stream is not False,
-        )
+            shown = " + ".join(map(str, resolved.adapters)) or opened.folder
+            say(f"Model: {shown}", style="dim")
+            talk(
+                Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
+                args.stream is not False,
+            )
 
 
 def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
@@ -82,7 +83,7 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
     ledger, aside = Ledger(strict=args.strict), path.parent / f"{path.stem}.set_aside.jsonl"
     samples = _samples(args, ledger)
     file = AnswerFile(
-        engine, opened.renderer, sampling_of(args, args.seed), path, args.max_batch_size, args.max_length, ledger
+        engine, opened.renderer, sampling_of(args, args.seed), path, _rows_at_once(args), args.max_length, ledger
     )
     figures = file.fill(samples, stream=bool(args.stream))
     if ledger.aside:
@@ -92,6 +93,12 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
         raise DataError("No row could be answered.", f"The reasons are in {aside}.")
     say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     say(f"The answers are in {path}")
+
+
+def _rows_at_once(args: InferArguments) -> int:
+    """vLLM sees to it by itself how many it works on; it is given enough to choose from."""
+    chosen = args.infer_backend == "transformers" or "max_batch_size" in args.model_fields_set
+    return args.max_batch_size if chosen else 32
 
 
 def _samples(args: InferArguments, ledger: Ledger) -> SampleStore:
