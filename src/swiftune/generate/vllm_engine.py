@@ -91,11 +91,11 @@ class VllmEngine:
         settled = ["--served-model-name", _MODEL, "--generation-config", "vllm", "--max-logprobs", "-1"]
         trust = ["--trust-remote-code"] if trust_remote_code else []
         words = ["--model", str(folder), "--dtype", dtype, *settled, *trust, *lora, *words]
-        self._server = VllmServer(python, words, dict(environment or {}))
+        self.server = VllmServer(python, words, dict(environment or {}))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="swiftune-vllm", daemon=True)
         self._thread.start()
-        self._http = self._server.client(AT_ONCE + 8)
+        self._http = self.server.client(AT_ONCE + 8)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._ended = False
         try:
@@ -183,7 +183,7 @@ class VllmEngine:
             return
         self._ended = True
         self._run(self._leave())
-        self._server.close()
+        self.server.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -203,7 +203,7 @@ class VllmEngine:
     def _as_folder(self, adapter: Path | Mix) -> Path:
         if not isinstance(adapter, Mix):
             return adapter
-        return write_weighted_sum(adapter.paths, adapter.weights, self._server.folder / "sum")
+        return write_weighted_sum(adapter.paths, adapter.weights, self.server.folder / "sum")
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Does ``work`` in the loop's thread and waits for it."""
@@ -232,7 +232,7 @@ class VllmEngine:
                     if writing.finish is not None:
                         sink(writing.answer())
                         return
-            raise RunError("vLLM ended an answer before its end.", f"Its log is {self._server.log}.")
+            raise RunError("vLLM ended an answer before its end.", f"Its log is {self.server.log}.")
         except asyncio.CancelledError:
             if self._ended:
                 sink(RunError("The engine was closed."))
@@ -270,7 +270,7 @@ class VllmEngine:
         try:
             yield
         except httpx2.TransportError as error:
-            raise RunError(f"vLLM has ended. The last lines of its log:\n{self._server.last_words()}") from error
+            raise RunError(f"vLLM has ended. The last lines of its log:\n{self.server.last_words()}") from error
 
 
 def _body(writing: Writing) -> dict[str, Any]:
