@@ -12,12 +12,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from swiftune.errors import AdapterError, RunError, UsageError
-from swiftune.generate.engine import Request, Sampling, Token
+from swiftune.generate.engine import Token
 from swiftune.generate.vllm_adapters import check_adapter, lora_words
 from swiftune.generate.vllm_engine import _tokens
 from swiftune.generate.vllm_server import VllmServer, find_python, install_line
-from swiftune.generate.writing import Defaults, Writing
-from swiftune.models.load import generation_config, load_model
+from swiftune.models.load import load_model
 from tests import tiny
 
 
@@ -110,22 +109,3 @@ def test_tokens_of_an_event() -> None:
     assert _tokens(told, None) == [Token(5), Token(6)]
     assert _tokens(told, 0) == [Token(5, -3.0), Token(6, -0.1)]
     assert _tokens(told, 1) == [Token(5, -3.0, ((9, -0.5),)), Token(6, -0.1, ((6, -0.1),))]
-
-
-def test_a_writing_ends_at_its_limit_at_a_stop_word_or_at_a_token_that_ends_turns(tiny_qwen2: Path) -> None:
-    tokenizer = tiny.make_tokenizer()
-    defaults = Defaults(generation_config(tiny_qwen2), tokenizer)
-    ids = tokenizer.encode("one two three four five", add_special_tokens=False)
-
-    def written(*after: int, **sampling: Any) -> tuple[str, str | None, int]:
-        writing = Writing(Request([5], Sampling(**sampling)), defaults, 4096)
-        text = writing.take([Token(one) for one in (*ids, *after)]).text
-        return text, writing.finish, len(writing.tokens)
-
-    assert written()[:2] == ("one two three four five", None)
-    assert written(tokenizer.eos_token_id, 7, 8) == ("one two three four five", "stop", len(ids) + 1)
-    assert written(max_new_tokens=1)[1:] == ("length", 1)
-    text, finish, count = written(stop=("three",))
-    assert (text, finish, count < len(ids)) == ("one two ", "stop", True)
-    with pytest.raises(UsageError, match="no room"):
-        Writing(Request([5] * 4096), defaults, 4096)

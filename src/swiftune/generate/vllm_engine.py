@@ -12,7 +12,8 @@ import json
 import queue
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from swiftune.errors import AdapterError, RunError, UsageError
 from swiftune.generate.engine import BASE, Answer, Piece, Request, Stream, Token
+from swiftune.generate.row import Row, Sink, limit_of
+from swiftune.generate.sampling import Chooser
+from swiftune.generate.text_writer import TextWriter
 from swiftune.generate.vllm_adapters import Mix, check_adapter, lora_words, rank_allowed
 from swiftune.generate.vllm_server import VllmServer
-from swiftune.generate.writing import Defaults, Writing
 from swiftune.tuners.adapter_files import write_weighted_sum
 
 if TYPE_CHECKING:
@@ -33,9 +36,6 @@ AT_ONCE = 256
 _MODEL = "model"
 """What vLLM calls the model without adapters."""
 _Result = TypeVar("_Result")
-
-Sink = Callable[["Piece | Answer | BaseException"], None]
-"""Takes what becomes of a request; last comes its answer, or what went wrong."""
 
 
 class _RefusalError(RunError):
@@ -83,9 +83,11 @@ class VllmEngine:
         self._folder, self._trusted, self._default = folder, trust_remote_code, default
         ranks = [self._check(adapter) for adapter in adapters.values()]
         lora = lora_words([*ranks, lora_rank] if lora_rank else ranks)
-        self._defaults = Defaults(generation_config(folder), tokenizer, stop_ids)
+        self._tokenizer, self._own = tokenizer, generation_config(folder)
+        eos = self._own.eos_token_id
+        self._stop_ids = frozenset([*stop_ids, *([eos] if isinstance(eos, int) else eos or [])])
         self._rank = rank_allowed(max([*ranks, lora_rank])) if lora else 0
-        self._writing: set[Writing] = set()
+        self._rows: set[Row] = set()
         self._adapters: dict[str, str] = {}
         """Our name of an adapter -> vLLM's, which is never used again: vLLM may remember what it computed under it."""
         settled = ["--served-model-name", _MODEL, "--generation-config", "vllm", "--max-logprobs", "-1"]
@@ -174,7 +176,7 @@ class VllmEngine:
 
     def load(self) -> tuple[int, int]:
         """See Engine. A request waits until vLLM has written its first token."""
-        begun = [bool(writing.tokens) for writing in list(self._writing)]
+        begun = [bool(row.ids) for row in list(self._rows)]
         return sum(begun), len(begun) - sum(begun)
 
     def close(self) -> None:
@@ -213,32 +215,47 @@ class VllmEngine:
         """Sends the request on its way; cancelling what is returned ends the work on it."""
         if self._ended:
             raise RunError("The engine is closed.")
-        name = self._default if request.adapter is None else request.adapter
-        if name != BASE and name not in self._adapters:
-            raise UsageError(f"There is no adapter {name!r}; there are {', '.join(self._adapters) or 'none'}.")
-        writing = Writing(request, self._defaults, self._context)
-        body = _body(writing) | {"model": self._adapters.get(name, _MODEL)}
-        self._writing.add(writing)
-        future = asyncio.run_coroutine_threadsafe(self._write(writing, body, sink), self._loop)
-        future.add_done_callback(lambda _: self._writing.discard(writing))
+        row = self._row(request, sink)
+        body = _body(row, request) | {"model": self._adapters.get(row.adapter, _MODEL)}
+        self._rows.add(row)
+        future = asyncio.run_coroutine_threadsafe(self._write(row, body), self._loop)
+        future.add_done_callback(lambda _: self._rows.discard(row))
         return future
 
-    async def _write(self, writing: Writing, body: dict[str, Any], sink: Sink) -> None:
+    def _row(self, request: Request, sink: Sink) -> Row:
+        name = self._default if request.adapter is None else request.adapter
+        if name != BASE and name not in self._adapters:
+            raise UsageError(f"There is no adapter {name!r}.", f"There are: {', '.join(self._adapters) or 'none'}.")
+        prompt, asked = list(request.prompt_ids), request.sampling
+        vocabulary = self._tokenizer.get_added_vocab()
+        return Row(
+            prompt,
+            limit_of(len(prompt), asked.max_new_tokens or self._own.max_new_tokens, self._context),
+            Chooser.of(asked, self._own, prompt, request.logprobs),
+            self._stop_ids.union(vocabulary[word] for word in asked.stop if word in vocabulary),
+            TextWriter(self._tokenizer, asked.stop),
+            name,
+            sink,
+            submitted=time.perf_counter(),
+        )
+
+    async def _write(self, row: Row, body: dict[str, Any]) -> None:
         """Takes vLLM's tokens until the answer has ended; leaving earlier has vLLM stop its work."""
         try:
             async with self._turns, aclosing(self._events(body)) as events:
                 async for choice in events:
-                    sink(writing.take(_tokens(choice, writing.request.logprobs)))
-                    if writing.finish is not None:
-                        sink(writing.answer())
-                        return
+                    for token in _tokens(choice, row.chooser.logprobs):
+                        for item in row.take(token):
+                            row.tell(item)
+                        if row.finish is not None:
+                            return
             raise RunError("vLLM ended an answer before its end.", f"Its log is {self.server.log}.")
         except asyncio.CancelledError:
             if self._ended:
-                sink(RunError("The engine was closed."))
+                row.tell(RunError("The engine was closed."))
             raise
         except Exception as error:
-            sink(error)
+            row.tell(error)
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The choices of vLLM's stream of server-sent events."""
@@ -273,23 +290,27 @@ class VllmEngine:
             raise RunError(f"vLLM has ended. The last lines of its log:\n{self.server.last_words()}") from error
 
 
-def _body(writing: Writing) -> dict[str, Any]:
+def _body(row: Row, request: Request) -> dict[str, Any]:
     """The request in the words of vLLM's completions interface."""
-    request, asked = writing.request, writing.request.sampling
+    how, seed = row.chooser, request.sampling.seed
     return {
-        "prompt": list(request.prompt_ids),
-        "max_tokens": writing.limit,
-        **writing.sampling,
-        "presence_penalty": asked.presence_penalty,
-        "frequency_penalty": asked.frequency_penalty,
-        "logit_bias": {str(token): bias for token, bias in asked.logit_bias} or None,
-        "seed": writing.seed,
+        "prompt": row.prompt,
+        "max_tokens": row.limit,
+        "temperature": how.temperature,
+        "top_k": how.top_k,
+        "top_p": how.top_p,
+        "min_p": how.min_p,
+        "repetition_penalty": how.repetition_penalty,
+        "presence_penalty": how.presence_penalty,
+        "frequency_penalty": how.frequency_penalty,
+        "logit_bias": {str(token): bias for token, bias in how.logit_bias} or None,
+        "seed": random.SystemRandom().getrandbits(63) if seed is None else seed,
         # Which tokens end an answer is said here alone; else vLLM adds what the tokenizer says.
-        "stop_token_ids": sorted(writing.stop_ids),
+        "stop_token_ids": sorted(row.stop_ids),
         "ignore_eos": True,
         "stream": True,
         "return_token_ids": True,
-        "logprobs": request.logprobs,
+        "logprobs": how.logprobs,
         "return_tokens_as_token_ids": True,
     }
 

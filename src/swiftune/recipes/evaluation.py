@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,7 @@ class Evaluator:
             self.opened.tokenizer,
             stop_ids=self.opened.renderer.stop_ids,
             max_batch_size=self.args.per_device_eval_batch_size,
+            within=self.accelerator.autocast,
         )
         name = f"predictions-{step}.jsonl" if processes == 1 else f"predictions-{step}.{process}.jsonl"
         answers = AnswerFile(
@@ -83,7 +85,7 @@ class Evaluator:
             max_prompt=self.args.max_length,
             ledger=ledger,
         )
-        with self.objective.generating(), self.accelerator.autocast():
+        with self.objective.generating(), closing(engine):
             answers.fill(mine, stream=False, stop=stop)
         own = [(bool(stop), answers.pairs)]
         shares = gather_object(own) if processes > 1 else own

@@ -39,8 +39,9 @@ def infer(args: InferArguments, talk: Talk) -> None:
     resolved = resolve(args)
     args = resolved.args
     opened = open_tokenizer(args)
-    with closing(open_engine(args, opened, resolved.adapters)) as engine:
-        garbage.look_as_usual()
+    engine = open_engine(args, opened, resolved.adapters)
+    garbage.look_as_usual()
+    with closing(engine):
         if args.dataset or args.val_dataset:
             _answer_rows(args, opened, engine, _result_path(args, resolved))
         else:
