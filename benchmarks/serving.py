@@ -7,9 +7,9 @@ same questions, greedily, with the same weights, one contender after the other a
 - static batch: ``generate`` for all of them at once; possible only because all have come at the same moment.
 - generate_batch: Transformers' own continuous batching.
 - ours: the engine behind ``swift infer``, read by a thread a client.
-- vLLM merged, vLLM unmerged: the engine behind ``swift infer --infer_backend vllm``, of the weights alone, and with a LoRA
-  adapter of rank 8 on all linear layers. Each is started anew for each number of clients, which is not counted. Left
-  out, which is said, where there is no vLLM.
+- vLLM merged, vLLM unmerged: the engine behind ``swift infer --infer_backend vllm``, of the weights alone, and with a
+  LoRA adapter of rank 8 on all linear layers. Each is started anew for each number of clients, which is not counted.
+  Left out, which is said, where there is no vLLM.
 
 Shapes: B clients, T tokens.
 """
