@@ -37,11 +37,11 @@ def save(model: Path, target: Path, **config: Any) -> Path:
     ],
 )
 def test_an_adapter_that_vllm_cannot_take_is_to_be_merged(
-    config: dict[str, Any], why: str, tiny_qwen2: Path, tmp_path: Path
+    config: dict[str, Any], why: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    adapter = save(tiny_qwen2, tmp_path / "adapter", target_modules=["q_proj"], **config)
+    adapter = save(tiny_llama, tmp_path / "adapter", target_modules=["q_proj"], **config)
     with pytest.raises(AdapterError, match=why) as refused:
-        check_adapter(adapter, tiny_qwen2)
+        check_adapter(adapter, tiny_llama)
     assert f"swift export --adapters {adapter} --merge_lora true" in refused.value.cure
 
 

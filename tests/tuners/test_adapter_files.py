@@ -65,11 +65,13 @@ def test_ranks(adapters: list[Path]) -> None:
     assert [largest_rank(path) for path in adapters] == [3, 5, 6]
 
 
-def test_what_is_no_sum_of_products_is_refused(tiny_qwen2: Path, adapters: list[Path], tmp_path: Path) -> None:
+def test_what_is_no_sum_of_products_is_refused(
+    tiny_qwen2: Path, tiny_llama: Path, adapters: list[Path], tmp_path: Path
+) -> None:
     dora = save(tiny_qwen2, tmp_path / "dora", seed=1, r=2, target_modules=["q_proj"], use_dora=True)
     with pytest.raises(AdapterError, match="DoRA"):
         write_weighted_sum([adapters[0], dora], [1.0, 1.0], tmp_path / "sum")
-    saved = save(tiny_qwen2, tmp_path / "saved", seed=1, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    saved = save(tiny_llama, tmp_path / "saved", seed=1, r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.raises(AdapterError, match="modules_to_save"):
         write_weighted_sum([saved], [1.0], tmp_path / "sum")
     assert not (tmp_path / "sum").exists()

@@ -32,6 +32,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> World
     model = tiny.make_model(tmp_path / "mirror" / "Qwen/Qwen2.5-7B-Instruct", layers=1, hidden=256)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
+    config = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(config | {"max_new_tokens": 64}))  # it finds no end itself
     world = settle(tmp_path / "work", tmp_path / "mirror", monkeypatch)
     words = "sft --model Qwen2.5-7B-Instruct --dataset self_cognition.json --max_steps 2 --output_dir short"
     assert main([*words.split(), "--system", "You are a helpful assistant."]) == 0
@@ -92,10 +94,11 @@ def test_vllm_serves_an_exported_folder_by_itself(merged: VllmEngine) -> None:
     """What ``vllm serve FOLDER`` starts is what the engine has started; asked here in OpenAI's way."""
     import httpx2
 
-    question = {"model": "model", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 8}
+    messages = [{"role": "user", "content": "Who are you?"}]
+    question = {"model": "model", "messages": messages, "max_tokens": 8, "min_tokens": 8}
     transport = httpx2.HTTPTransport(uds=str(merged.server.socket))
     with httpx2.Client(transport=transport, base_url="http://vllm", timeout=None) as client:
         answer = client.post("/v1/chat/completions", json=question | {"temperature": 0})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["usage"]["completion_tokens"] <= 8
-    assert answer.json()["choices"][0]["message"]["content"]
+    assert answer.json()["usage"]["completion_tokens"] == 8
+    assert answer.json()["choices"][0]["message"]["role"] == "assistant"
