@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import random
 import threading
@@ -52,8 +51,7 @@ TOKENS = 600
 ONE_BY_ONE = {"llama, stretched", "gemma2, capped"}
 
 
-@functools.cache
-def model_of(name: str) -> Any:
+def made(name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS[name](vocab_size=TOKENS + 40, max_position_embeddings=2048, **SHAPE)
@@ -65,9 +63,15 @@ def model_of(name: str) -> Any:
 
 
 @functools.cache
+def model_of(name: str) -> Any:
+    """The engines' model."""
+    return made(name)
+
+
+@functools.cache
 def another(name: str) -> Any:
     """The same model once more, for what is expected: a model belongs to its engine while that works."""
-    return copy.deepcopy(model_of(name))
+    return made(name)
 
 
 @functools.cache
@@ -76,6 +80,7 @@ def tokenizer() -> Any:
 
 
 def engine_of(name: str, **more: Any) -> TransformersEngine:
+    another(name)  # before there are threads
     return TransformersEngine(model_of(name), tokenizer(), **more)
 
 
