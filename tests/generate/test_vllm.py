@@ -26,6 +26,7 @@ def save(model: Path, target: Path, **config: Any) -> Path:
     return target
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # such layers have no bias here
 @pytest.mark.parametrize(
     ("config", "why"),
     [
