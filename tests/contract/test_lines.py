@@ -229,11 +229,15 @@ def test_an_adapter_merged_into_a_folder_that_any_program_opens(
     assert said["generated_text"][-1]["role"] == "assistant"
 
 
-def test_vllm_is_refused_in_one_line(world: World, checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_where_vllm_is_missing_the_line_says_how_to_install_it(
+    world: World, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     world.adapter("output/vx-xxx/checkpoint-873", made_by=checkpoint)
+    monkeypatch.setenv("SWIFT_VLLM_PYTHON", sys.executable)  # the tests of the line itself are in tests/vllm
     assert main(typed(INFER_VLLM)) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    (line,) = err.splitlines()
-    assert "--infer_backend vllm is not built yet" in line
-    assert "--infer_backend transformers" in line
+    needs, install = err.splitlines()
+    assert "--infer_backend vllm needs vLLM" in needs
+    assert "pip install" in install
+    assert "vllm" in install

@@ -30,6 +30,7 @@ from swiftune.config.training import (
     TunerArguments,
 )
 from swiftune.config.values import CommaNumbers, Count, File, PositiveOrZero, Tokens
+from swiftune.config.vllm import VllmArguments
 
 
 class SftArguments(
@@ -77,11 +78,10 @@ class BackendArguments(Arguments):
     """Weight of each of several --adapters: `0.7,0.3`."""
     max_length: Tokens | None = unset("the model's context")
     """Longest prompt."""
-    vllm_max_model_len: Tokens | None = unset("the model's context")
-    """With --infer_backend vllm: longest prompt and answer together."""
 
 
 class InferArguments(
+    VllmArguments,
     BackendArguments,
     RunArguments,
     GenerateArguments,

@@ -94,10 +94,10 @@ def weights_of_adapters(args: Any) -> str | None:
     return None
 
 
-@rule("infer_backend")
-def vllm_comes_later(args: Any) -> str | None:
-    if args.infer_backend == "vllm":
-        return "--infer_backend vllm is not built yet; use --infer_backend transformers."
+@rule("infer_backend", "attn_impl")
+def vllm_attends_in_its_own_way(args: Any) -> str | None:
+    if args.infer_backend == "vllm" and args.attn_impl:
+        return f"--infer_backend vllm and --attn_impl {args.attn_impl} are at odds: vLLM chooses for itself."
     return None
 
 

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from swiftune.errors import UsageError
 from swiftune.generate.engine import Answer, FinishReason, Piece, Token
 from swiftune.generate.sampling import Chooser
 from swiftune.generate.text_writer import TextWriter
+from swiftune.runtime.console import notice
 
 Sink = Callable[[Piece | Answer | BaseException], None]
+ENDLESS = 2048
+"""Most new tokens where neither the request nor the model sets a limit."""
 
 
 @dataclass(eq=False)
@@ -88,3 +92,21 @@ class Row:
             self._first - self.submitted,
             self.tokens if self.chooser.logprobs is not None else None,
         )
+
+
+def limit_of(prompt: int, asked: int | None, context: int | None) -> int:
+    """Most new tokens after a prompt of so many.
+
+    Raises:
+        UsageError: there is no room for any.
+    """
+    if context is None:
+        return asked or ENDLESS
+    room = context - prompt
+    if room < 1:
+        raise UsageError(f"A prompt of {prompt} tokens leaves no room for an answer: the model's context is {context}.")
+    if asked and asked > room:
+        notice(
+            f"The model's context of {context} tokens leaves some answers fewer than the {asked} new tokens asked for."
+        )
+    return min(asked or room, room)

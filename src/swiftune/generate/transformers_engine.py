@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from swiftune.errors import UsageError
 from swiftune.generate.engine import Answer, Piece, Request, Stream
-from swiftune.generate.row import Row, Sink
+from swiftune.generate.row import Row, Sink, limit_of
 from swiftune.generate.runners import OneByOne, Runner, Together
 from swiftune.generate.sampling import Chooser
 from swiftune.generate.scheduler import Scheduler
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_ENDLESS = 2048
-"""Most new tokens where neither the request nor the model sets a limit."""
 PREFIX_BYTES = 256 << 20
 """Memory for the tokens of requests that have ended."""
 
@@ -139,7 +137,7 @@ class TransformersEngine:
         vocabulary = self._tokenizer.get_added_vocab()
         marks = [vocabulary[word] for word in sampling.stop if word in vocabulary]
         chooser = Chooser.of(sampling, self._defaults, prompt, request.logprobs)
-        limit = self._limit(len(prompt), sampling.max_new_tokens)
+        limit = limit_of(len(prompt), sampling.max_new_tokens or self._defaults.max_new_tokens, self.context)
         stop_ids = self._stop_ids.union(marks)
         self._check(prompt, chooser)
         writer = TextWriter(self._tokenizer, sampling.stop)
@@ -151,21 +149,6 @@ class TransformersEngine:
         if name and name not in self.adapters:
             raise UsageError(f"There is no adapter {name}.", f"There are: {', '.join(self.adapters) or 'none'}.")
         return name
-
-    def _limit(self, prompt: int, asked: int | None) -> int:
-        """Most new tokens after a prompt of so many."""
-        room = self.context - prompt if self.context is not None else None
-        if room is not None and room < 1:
-            raise UsageError(
-                f"A prompt of {prompt} tokens leaves no room for an answer: the model's context is {self.context}."
-            )
-        limit = asked or self._defaults.max_new_tokens
-        if limit and room is not None and limit > room:
-            notice(
-                f"The model's context of {self.context} tokens leaves some answers fewer than the {limit} new tokens "
-                "asked for."
-            )
-        return min(limit or room or _ENDLESS, room or limit or _ENDLESS)
 
     def _check(self, prompt: list[int], chooser: Chooser) -> None:
         """Raises UsageError for what would fail in the middle of a pass."""

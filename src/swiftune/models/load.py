@@ -12,7 +12,7 @@ from swiftune.models import quantize
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
@@ -125,6 +125,15 @@ def fingerprint(path: Path) -> tuple[str, ...]:
                     size = min(_SAMPLE, tensor["data_offsets"][1] - tensor["data_offsets"][0])
                     seen.append(f"{name} {tensor['dtype']} {tensor['shape']} {stream.read(size).hex()}")
     return tuple(sorted(seen))
+
+
+def generation_config(path: Path) -> GenerationConfig:
+    """What a loaded model has for ``generation_config``, without loading it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (path / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(path)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, local_files_only=True))
 
 
 def _read_json(file: Path) -> Any:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftune.config import InferArguments
+from swiftune.errors import ModelError
 from swiftune.recipes.opening import Opened
 from swiftune.runtime import hardware
 from swiftune.runtime.console import notice
 
 if TYPE_CHECKING:
+    import torch
+
     from swiftune.generate.engine import Engine
+
+_ADAPTER = "default"
+"""Name of what --adapters names, where the engine wants one."""
 
 
 def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
-    """The engine that ``--infer_backend`` names, with the model and its adapters loaded."""
+    """The engine that ``--infer_backend`` names, with the model and its adapters loaded. Whoever opens it closes it."""
+    return (_open_vllm if args.infer_backend == "vllm" else _open_transformers)(args, opened, adapters)
+
+
+def _open_transformers(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.transformers_engine import TransformersEngine
     from swiftune.models import quantize
     from swiftune.models.load import load_model
@@ -42,3 +53,47 @@ def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> E
         max_batch_size=args.max_batch_size,
         pack=device.type == "cpu" and hardware.free_memory(device) > 4 * weights,
     )
+
+
+def _open_vllm(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
+    from swiftune.generate.engine import BASE
+    from swiftune.generate.vllm_adapters import Mix
+    from swiftune.generate.vllm_engine import VllmEngine
+    from swiftune.generate.vllm_server import find_python
+
+    device = hardware.device()
+    python = find_python(args.vllm_python, gpu=device.type == "cuda")
+    if not list(opened.folder.glob("*.safetensors")):
+        raise ModelError(f"vLLM reads safetensors, and {opened.folder} has none.", "Use --infer_backend transformers.")
+    dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
+    if said:
+        notice(said)
+    tuned = Mix(adapters, args.adapter_weights) if len(adapters) > 1 else next(iter(adapters), None)
+    return VllmEngine(
+        opened.folder,
+        opened.tokenizer,
+        python=python,
+        adapters={} if tuned is None else {_ADAPTER: tuned},
+        default=BASE if tuned is None else _ADAPTER,
+        dtype=str(dtype).removeprefix("torch."),
+        stop_ids=opened.renderer.stop_ids,
+        trust_remote_code=args.trust_remote_code,
+        lora_rank=args.vllm_max_lora_rank,
+        words=_vllm_words(args, device),
+    )
+
+
+def _vllm_words(args: InferArguments, device: torch.device) -> list[str]:
+    """The arguments as ``vllm serve`` names them."""
+    words = ["--max-model-len", str(args.vllm_max_model_len or "auto")]
+    words += ["--tensor-parallel-size", str(args.vllm_tensor_parallel_size), "--seed", str(args.seed)]
+    if args.vllm_max_num_seqs is not None:
+        words += ["--max-num-seqs", str(args.vllm_max_num_seqs)]
+    if args.vllm_enforce_eager:
+        words += ["--enforce-eager"]
+    if args.vllm_gpu_memory_utilization is not None:
+        words += ["--gpu-memory-utilization", str(args.vllm_gpu_memory_utilization)]
+    elif device.type == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        # By itself it takes nine tenths of the RAM, and does not start where that is not free.
+        words += ["--kv-cache-memory-bytes", str(min(4 * 2**30, hardware.free_memory(device) // 4))]
+    return words

@@ -84,7 +84,7 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
     ledger, aside = Ledger(strict=args.strict), path.parent / f"{path.stem}.set_aside.jsonl"
     samples = _samples(args, ledger)
     file = AnswerFile(
-        engine, opened.renderer, sampling_of(args, args.seed), path, args.max_batch_size, args.max_length, ledger
+        engine, opened.renderer, sampling_of(args, args.seed), path, _rows_at_once(args), args.max_length, ledger
     )
     figures = file.fill(samples, stream=bool(args.stream))
     if ledger.aside:
@@ -94,6 +94,12 @@ def _answer_rows(args: InferArguments, opened: Opened, engine: Engine, path: Pat
         raise DataError("No row could be answered.", f"The reasons are in {aside}.")
     say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     say(f"The answers are in {path}")
+
+
+def _rows_at_once(args: InferArguments) -> int:
+    """vLLM sees to it by itself how many it works on; it is given enough to choose from."""
+    chosen = args.infer_backend == "transformers" or "max_batch_size" in args.model_fields_set
+    return args.max_batch_size if chosen else 32
 
 
 def _samples(args: InferArguments, ledger: Ledger) -> SampleStore:
