@@ -102,18 +102,12 @@ def test_promised_lines_mean_what_they_say(command: type[Arguments], line: str, 
     assert {name: getattr(args, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            "--adapters output/vx-xxx/checkpoint-873 --infer_backend vllm --vllm_max_model_len 8192 --stream true "
-            "--temperature 0.3",
-            "--infer_backend vllm is not built yet; use --infer_backend transformers.",
-        ),
-    ],
-)
-def test_promised_lines_of_a_later_version_are_refused_for_that_reason_alone(line: str, expected: str) -> None:
-    assert mistakes(InferArguments, line) == [expected]
+def test_the_promised_line_for_vllm() -> None:
+    line = "--adapters output/vx-xxx/checkpoint-873 --infer_backend vllm --vllm_max_model_len 8192 --stream true"
+    args = parse(InferArguments, shlex.split(line))
+    assert (args.infer_backend, args.vllm_max_model_len, args.vllm_tensor_parallel_size) == ("vllm", 8192, 1)
+    (said,) = mistakes(InferArguments, f"{line} --attn_impl eager")
+    assert "--attn_impl eager are at odds" in said
 
 
 def test_defaults_are_those_promised() -> None:

@@ -35,7 +35,7 @@ TOLERANCES = {
     "float16": Tolerance(1e-3, 0.2),
     "bfloat16": Tolerance(2e-2, 1.0),
 }
-"""Several times what rounding alone made of adapters that change much (docs/export.md)."""
+"""Chosen: float32 differs by the order of sums, 16 bits by the rounding of each weight (docs/export.md)."""
 
 
 @dataclass(frozen=True)
