@@ -49,7 +49,7 @@ COMMANDS = {
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
     ),
     "inspect": Command(
-        "look at the rows before training: lengths, copies, languages, what will be set aside",
+        "look at rows before training: lengths, copies, what is set aside",
         "InspectArguments",
         "swiftune.cli.inspect:inspect",
         "[run.yaml] --dataset NAME ... [--model NAME] [--val_dataset NAME ...] [--flag VALUE ...]",
