@@ -100,7 +100,7 @@ def _engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engin
     )
 
 
-def _result_path(args: InferArguments, resolved: Resolved) -> Path:
+def _result_path(args: InferArguments, resolved: Resolved[InferArguments]) -> Path:
     if args.result_path:
         return Path(args.result_path)
     name = f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"
