@@ -10,6 +10,7 @@ from swiftune.config.groups import (
     GenerateArguments,
     ModelArguments,
     RunArguments,
+    SourceArguments,
     TemplateArguments,
 )
 from swiftune.config.inspect import InspectArguments
@@ -45,6 +46,7 @@ __all__ = [
     "QuantizeArguments",
     "RunArguments",
     "SftArguments",
+    "SourceArguments",
     "SweepArguments",
     "TemplateArguments",
     "TrainArguments",

@@ -61,7 +61,7 @@ class ExportArguments(
 ):
     """Arguments of ``swift export``."""
 
-    quant_method: Literal["bnb", "gptq", "awq", "fp8"] | None = unset("none")
+    quant_method: Literal["bnb", "gptq", "awq", "fp8"] | None = unset("none")  # type: ignore[assignment]
     """Write a quantized copy: by bitsandbytes (`bnb`), GPTQModel (`gptq`, `awq`) or Transformers (`fp8`)."""
 
 

@@ -32,4 +32,4 @@ class QuantizeArguments(Arguments):
     @property
     def bits(self) -> int:
         """``quant_bits``, or what the method does unasked."""
-        return self.quant_bits or (8 if self.quant_method == "fp8" else 4)
+        return self.quant_bits or (8 if str(self.quant_method) == "fp8" else 4)

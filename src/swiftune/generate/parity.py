@@ -107,7 +107,9 @@ def compare(model: PreTrainedModel, answers: Sequence[Answer]) -> Comparison:
 
 def _led(model: Any, prompt: Sequence[int], limit: int, choose: Any, stop_ids: Sequence[int]) -> Answer:
     """Has a model write what ``choose`` makes of its likeliest token and the place."""
-    step, cache, ids, logits = list(prompt), None, [], []
+    step, cache = list(prompt), None
+    ids: list[int] = []
+    logits: list[torch.Tensor] = []
     while len(ids) < limit and not (ids and ids[-1] in stop_ids):
         out = model(input_ids=torch.tensor([step], device=model.device), past_key_values=cache, use_cache=True)
         cache = out.past_key_values
@@ -123,7 +125,7 @@ def perplexity(model: PreTrainedModel, rows: Sequence[Row]) -> float:
     total, count = 0.0, 0
     for row in rows:
         ids_T, labels_T = (torch.from_numpy(array).long().to(model.device) for array in (row.ids_T, row.labels_T))
-        for ids, labels in zip(ids_T.split(row.lengths), labels_T.split(row.lengths), strict=True):
+        for ids, labels in zip(*(torch.split(each, list(row.lengths)) for each in (ids_T, labels_T)), strict=True):
             logits = model(input_ids=ids[None]).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum"))
         count += row.supervised

@@ -71,7 +71,7 @@ def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationCo
 
     if args.quant_method is None:
         return None
-    if args.quant_method == "fp8":
+    if str(args.quant_method) == "fp8":
         from transformers import FineGrainedFP8Config
 
         return FineGrainedFP8Config()

@@ -70,7 +70,7 @@ def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
     )
 
 
-def _result_path(args: InferArguments, resolved: Resolved) -> Path:
+def _result_path(args: InferArguments, resolved: Resolved[InferArguments]) -> Path:
     if args.result_path:
         return Path(args.result_path)
     name = f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"

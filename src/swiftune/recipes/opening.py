@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
-from swiftune.config import SourceArguments, TemplateArguments
+from swiftune.config import SourceArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def open_tokenizer(
         raw: render texts as they are, without a chat template (``swift pt``); None: where the model has none.
         adapters: the first that brings a tokenizer, with tokens of its own, brings the one that is used.
     """
-    assert isinstance(args, TemplateArguments)
+    chat: Any = args  # whoever opens a model has the template's arguments, too
     from swiftune.data.render import Renderer
     from swiftune.models.load import check_folder
     from swiftune.models.tokenizer import load_tokenizer
@@ -55,10 +55,10 @@ def open_tokenizer(
     folder = hub.find_model(args.model, use_hf=args.use_hf, revision=args.model_revision)
     check_folder(folder)
     own = next((path for path in adapters if (path / "tokenizer.json").exists()), folder)
-    tokenizer = load_tokenizer(own, template=args.template, trust_remote_code=args.trust_remote_code)
-    thinking = {} if args.enable_thinking is None else {"enable_thinking": args.enable_thinking}
+    tokenizer = load_tokenizer(own, template=chat.template, trust_remote_code=args.trust_remote_code)
+    thinking = {} if chat.enable_thinking is None else {"enable_thinking": chat.enable_thinking}
     if raw is None:
         raw = not tokenizer.chat_template
-    renderer = Renderer(tokenizer, system=args.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
+    renderer = Renderer(tokenizer, system=chat.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
     config = folder / "config.json"
     return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)

@@ -9,8 +9,11 @@ from swiftune.errors import MissingPackageError
 
 BITSANDBYTES = "bitsandbytes"
 """PEFT imports it: a second of start-up, in which it imports PyTorch's compiler."""
-_ASKED_FOR = (("peft.import_utils", "is_bnb_available"), ("peft.import_utils", "is_bnb_4bit_available"))
-_ASKED_FOR += (("transformers.utils.import_utils", "is_bitsandbytes_available"),)
+_ASKED_FOR = (
+    ("peft.import_utils", "is_bnb_available"),
+    ("peft.import_utils", "is_bnb_4bit_available"),
+    ("transformers.utils.import_utils", "is_bitsandbytes_available"),
+)
 
 
 def put_off(package: str) -> None:

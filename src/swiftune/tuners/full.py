@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swiftune.config import TunerArguments
 from swiftune.errors import UsageError
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """How many values of a model are trained, and how many there are; packed ones count as what they stand for."""
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trained, total = model.get_nb_trainable_parameters()
+    count: Any = getattr(model, "get_nb_trainable_parameters", None)
+    if count is not None:
+        trained, total = count()
         return trained, total
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
