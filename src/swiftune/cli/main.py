@@ -33,6 +33,8 @@ class Command:
 
 _TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
 
+_SERVE = "[run.yaml] [--model NAME] [--adapters NAME=FOLDER ...] [--host ADDRESS] [--port N] [--flag VALUE ...]"
+
 COMMANDS = {
     "sft": Command(
         "fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN, distributed=True
@@ -46,6 +48,18 @@ COMMANDS = {
         "swiftune.cli.chat:infer",
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
     ),
+    "deploy": Command(
+        "serve a model and its adapters to programs that speak OpenAI's protocol",
+        "DeployArguments",
+        "swiftune.recipes.deploy:deploy",
+        _SERVE,
+    ),
+    "app": Command(
+        "the same server with a page to chat on",
+        "AppArguments",
+        "swiftune.recipes.deploy:app",
+        _SERVE,
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -53,7 +67,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")
+NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "web-ui", "inspect", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

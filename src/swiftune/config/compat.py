@@ -86,6 +86,7 @@ UNNEEDED: Mapping[str, str] = {
     "load_from_cache_file": "tokenized rows are kept in the cache, and found there by their content",
     "load_best_model_at_end": "checkpoint-best in the run's folder is the best one",
     "local_rank": "it is taken from the environment",
+    "log_interval": "a server has its figures at /metrics",
     "log_level": "it changes no result",
     "model_type": "the architecture is read from the model's config.json",
     "overwrite_output_dir": "every run has a folder of its own",

@@ -7,13 +7,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from swiftune import hub
-from swiftune.config import InferArguments, ModelArguments
-from swiftune.config.values import RECORDED
+from swiftune.config import AnswerArguments, InferArguments, ModelArguments
+from swiftune.config.values import RECORDED, split_name
 from swiftune.errors import AdapterError, NotFoundError
 from swiftune.runtime.console import warn
 
@@ -27,32 +27,35 @@ _DATA = (
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """The arguments of ``swift infer`` with the blanks filled in."""
+A = TypeVar("A", bound=AnswerArguments)
 
-    args: InferArguments
+
+@dataclass(frozen=True)
+class Resolved(Generic[A]):
+    """The arguments of a command that answers with the blanks filled in."""
+
+    args: A
     """``model`` is the base's id or folder, or a fully tuned checkpoint's folder."""
     adapters: list[Path]
     home: Path | None
     """The checkpoint's folder, adapter or not, where results may be put; ``None`` where no checkpoint is used."""
 
 
-def resolve(args: InferArguments) -> Resolved:
+def resolve(args: A) -> Resolved[A]:
     """Finds the checkpoint that ``--adapters`` or ``--model`` names and takes from its args.json what was not given.
 
     Raises:
         AdapterError: the adapter's base model is not known, or is not where it was.
     """
     if args.adapters:
-        adapters = [find_adapter(name, args) for name in args.adapters]
-        filled = _fill(args, adapters[0])
+        adapters = [find_adapter(named(adapter)[1], args) for adapter in args.adapters]
+        filled = filled_from(args, adapters[0])
         for adapter in adapters:
-            filled = _with_base(filled, adapter)
+            filled = with_base(filled, adapter)
         return Resolved(filled, adapters, adapters[0])
     if args.model and os.path.isdir(args.model):
         folder = checkpoint_in(Path(args.model))
-        args = _fill(args.model_copy(update={"model": str(folder)}), folder)
+        args = filled_from(args.model_copy(update={"model": str(folder)}), folder)
         return Resolved(args, [], folder if (folder / "args.json").exists() else None)
     return Resolved(args, [], None)
 
@@ -80,21 +83,26 @@ def find_adapter(name: str, args: ModelArguments) -> Path:
         raise NotFoundError(f"--adapters {name}: {error.what}", error.cure) from error
 
 
-def _fill(args: InferArguments, folder: Path) -> InferArguments:
+def named(adapter: str) -> tuple[str | None, str]:
+    """An adapter's name, if it is given one, and its id or path. What exists as it stands is a path, = or not."""
+    return (None, adapter) if os.path.exists(os.path.expanduser(adapter)) else split_name(adapter)
+
+
+def filled_from(args: A, folder: Path) -> A:
     """``args`` with what args.json says where the command line said nothing."""
     recorded = _read(folder / "args.json")
-    names = _TAKEN + (_DATA if args.load_data_args else ())
+    names = _TAKEN + (_DATA if isinstance(args, InferArguments) and args.load_data_args else ())
     given = args.model_dump(include=args.model_fields_set)
     for name in names:
         if name in given or recorded.get(name) is None:
             continue
         try:
-            InferArguments.model_validate({name: recorded[name]}, context=RECORDED)
+            type(args).model_validate({name: recorded[name]}, context=RECORDED)
         except ValidationError:
             warn(f"{folder / 'args.json'}: {name} {recorded[name]!r} means nothing here and is not used.")
             continue
         given[name] = recorded[name]
-    return InferArguments.model_validate(given, context=RECORDED)
+    return type(args).model_validate(given, context=RECORDED)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def _read(file: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _with_base(args: InferArguments, adapter: Path) -> InferArguments:
+def with_base(args: A, adapter: Path) -> A:
     """``args`` with the base model that the adapter names, and a word where the user names another one."""
     from swiftune.tuners.adapter import read_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftune.config import InferArguments
+from swiftune.config import AnswerArguments
 from swiftune.recipes.opening import Opened
 from swiftune.runtime import hardware
 from swiftune.runtime.console import notice
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from swiftune.generate.engine import Engine
 
 
-def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
+def open_engine(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
     """The engine that ``--infer_backend`` names, with the model and its adapters loaded."""
     from swiftune.generate.transformers_engine import TransformersEngine
     from swiftune.models.load import load_model

@@ -53,7 +53,7 @@ def infer(args: InferArguments, talk: Talk) -> None:
         )
 
 
-def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
+def sampling_of(args: GenerateArguments, seed: int | None) -> Sampling:
     """How the arguments say that answers are drawn."""
     from swiftune.generate.engine import Sampling
 
@@ -68,7 +68,7 @@ def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
     )
 
 
-def _result_path(args: InferArguments, resolved: Resolved) -> Path:
+def _result_path(args: InferArguments, resolved: Resolved[InferArguments]) -> Path:
     if args.result_path:
         return Path(args.result_path)
     name = f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
-from swiftune.config import InferArguments, SftArguments
+from swiftune.config import AnswerArguments, SftArguments
+from swiftune.hub.builtin import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,12 @@ class Opened:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
 
+    def rendering(self, system: str | None, enable_thinking: bool | None) -> Renderer:
+        """A renderer with another default system prompt, for inference."""
+        from swiftune.data.render import Renderer
+
+        return Renderer(self.tokenizer, system=system, template_kwargs=_thinking(enable_thinking))
+
     @property
     def dtype(self) -> str | None:
         """The dtype that the model's configuration names."""
@@ -32,7 +39,7 @@ class Opened:
 
 
 def open_tokenizer(
-    args: SftArguments | InferArguments, *, loss_scale: LossScale = "default", raw: bool = False
+    args: SftArguments | AnswerArguments, *, loss_scale: LossScale = "default", raw: bool = False
 ) -> Opened:
     """Finds the model and opens its tokenizer.
 
@@ -47,7 +54,16 @@ def open_tokenizer(
     folder = hub.find_model(args.model, use_hf=args.use_hf, revision=args.model_revision)
     check_folder(folder)
     tokenizer = load_tokenizer(folder, template=args.template, trust_remote_code=args.trust_remote_code)
-    thinking = {} if args.enable_thinking is None else {"enable_thinking": args.enable_thinking}
+    thinking = _thinking(args.enable_thinking)
     renderer = Renderer(tokenizer, system=args.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
     config = folder / "config.json"
     return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)
+
+
+def model_name(args: SftArguments | AnswerArguments) -> str:
+    """What the model is called: the last part of its id or folder."""
+    return Path(args.model).name if args.model else MODEL
+
+
+def _thinking(enable: bool | None) -> dict[str, bool]:
+    return {} if enable is None else {"enable_thinking": enable}
