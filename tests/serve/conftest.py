@@ -27,9 +27,15 @@ SYSTEM = "You are a helpful assistant."
 class Server:
     """A running ``swift deploy``."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: Path
     url: str
     key: str | None
+
+    @property
+    def said(self) -> str:
+        """What it has written to stderr so far."""
+        return (self.log / "err").read_text()
 
     @property
     def client(self) -> openai.OpenAI:
@@ -52,10 +58,9 @@ class Server:
             assert time.monotonic() < end, f"places are not freed: {self.load()}"
             time.sleep(0.05)
 
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        return self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -85,35 +90,32 @@ def start(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         words = [command, "--model", str(tiny_qwen2), "--torch_dtype", "float32", "--host", host, "--port", "0"]
         words += ["--api_key", key] if key else []
         environment = {**os.environ, "SWIFTUNE_CACHE": str(cache), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "swiftune.cli.main", *words, *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert process.stderr is not None
-        said = []
-        while line := process.stderr.readline():
-            said.append(line)
-            if found := re.search(r"at (https?)://.*:(\d+)/", line):
-                made = process.stdout.readline().split()[-1] if host != "127.0.0.1" and key is None else key  # type: ignore[union-attr]
-                server = Server(process, f"{found[1]}://127.0.0.1:{found[2]}", made)
-                running.append(server)
-                return server
-        raise AssertionError(f"the server did not start:\n{''.join(said)}")
+        log = tmp_path_factory.mktemp("server")
+        with (log / "out").open("w") as out, (log / "err").open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "swiftune.cli.main", *words, *flags], stdout=out, stderr=err, env=environment
+            )
+        server = Server(process, log, "", key)
+        running.append(server)
+        while not (found := re.search(r"at (https?)://.*:(\d+)/", server.said)):
+            assert process.poll() is None, f"the server did not start:\n{server.said}"
+            time.sleep(0.05)
+        server.url = f"{found[1]}://127.0.0.1:{found[2]}"
+        if made := re.search(r"API key: (\S+)", (log / "out").read_text()):
+            server.key = made[1]
+        return server
 
     yield begin
     for server in running:
         if server.process.poll() is None:
             server.process.kill()
-        server.process.communicate()
+        server.process.wait()
 
 
 @pytest.fixture(scope="session")
 def server(start: Start, adapters: Path) -> Server:
     """A server with the adapter ``code`` by name, that lets others be loaded. Shared: leave it as it was."""
     return start(
-        *("--adapters", f"code={adapters / 'code'}", "--adapter_dirs", str(adapters)),
+        *(() if os.environ.get("NOAD") else ("--adapters", f"code={adapters / 'code'}")), "--adapter_dirs", str(adapters),
         *("--served_model_name", "tiny", "--max_answer_tokens", "600", "--response_cache", "8"),
     )

@@ -167,12 +167,11 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    for path, name in _FILES.items():
+    async def file(request: Request) -> Response:
+        return FileResponse(_PAGE / _FILES[request.url.path], headers={"Cache-Control": "no-cache"})
 
-        def file(name: str = name) -> FileResponse:
-            return FileResponse(_PAGE / name, headers={"Cache-Control": "no-cache"})
-
-        app.add_route(path, lambda _, file=file: file(), include_in_schema=False)
+    for path in _FILES:
+        app.add_route(path, file, include_in_schema=False)
 
 
 class _Events(StreamingResponse):

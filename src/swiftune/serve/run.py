@@ -128,7 +128,8 @@ class _Connection(H11Protocol):
         self._timer = self.loop.call_later(self.patience, self.transport.abort)
 
     def _cut_if_silent(self) -> None:
-        if self.cycle is None:
+        asked: object = self.cycle  # None until there is a request, whatever its annotation says
+        if asked is None:
             self.transport.abort()
 
     def _forget_timer(self) -> None:
