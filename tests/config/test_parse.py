@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swiftune.config import Arguments, InferArguments, PtArguments, SftArguments
+from swiftune.config import Arguments, DeployArguments, InferArguments, PtArguments, SftArguments
 from swiftune.config.commands import COMMANDS
 from swiftune.config.compat import NOT_BUILT, RENAMED, UNNEEDED, VALUES
 from swiftune.config.declare import arguments_of
 from swiftune.config.parse import build, parse
+from swiftune.config.values import split_name
 from swiftune.errors import ArgumentsError
 from swiftune.runtime import console
 
@@ -157,6 +158,17 @@ def test_defaults_are_those_promised() -> None:
 def test_values(line: str, name: str, value: Any) -> None:
     found = getattr(sft(line), name)
     assert (found, type(found)) == (value, type(value))
+
+
+def test_a_server_has_adapters_by_name() -> None:
+    args = parse(DeployArguments, ["--adapters", "code=a", "chat=b,c"])
+    assert [split_name(adapter) for adapter in args.adapters] == [("code", "a"), ("chat", "b"), (None, "c")]
+    assert split_name("out/lr=1/x") == (None, "out/lr=1/x")
+    assert parse(DeployArguments, ["--adapters", "x=a", "y=b", "--adapter_weights", "1,2"]).adapter_weights == [1, 2]
+    assert mistakes(DeployArguments, "--adapters a b x=c")[0].endswith("such as --adapter_weights 0.7,0.3.")
+    assert mistakes(DeployArguments, "--adapters x=a x=b") == ["--adapters has two adapters named x."]
+    assert mistakes(InferArguments, "--adapters x=a y=b")[0].endswith("such as --adapter_weights 0.7,0.3.")
+    assert mistakes(DeployArguments, "--ssl_keyfile k")[0].startswith("--ssl_certfile and --ssl_keyfile go together")
 
 
 def test_adapters_by_words_and_commas() -> None:

@@ -116,6 +116,8 @@ def start(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def server(start: Start, adapters: Path) -> Server:
     """A server with the adapter ``code`` by name, that lets others be loaded. Shared: leave it as it was."""
     return start(
-        *(() if os.environ.get("NOAD") else ("--adapters", f"code={adapters / 'code'}")), "--adapter_dirs", str(adapters),
+        *(() if os.environ.get("NOAD") else ("--adapters", f"code={adapters / 'code'}")),
+        "--adapter_dirs",
+        str(adapters),
         *("--served_model_name", "tiny", "--max_answer_tokens", "600", "--response_cache", "8"),
     )

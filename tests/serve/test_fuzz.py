@@ -17,7 +17,16 @@ def test_no_request_ends_in_a_fault_of_the_server(server: Server, tmp_path: Path
     command = Path(sys.executable).with_name("schemathesis")
     examples = os.environ.get("SCHEMATHESIS_EXAMPLES", "60")
     words = [str(command), "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error"]
-    words += ["--max-examples", examples, "--phases", "examples,coverage,fuzzing", "--seed", "1", "--request-timeout", "30"]
+    words += [
+        "--max-examples",
+        examples,
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--seed",
+        "1",
+        "--request-timeout",
+        "30",
+    ]
     words += ["--exclude-path", "/v1/unload_lora_adapter"]  # the other tests want theirs
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

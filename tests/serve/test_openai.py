@@ -39,9 +39,7 @@ def reference(folder: Path, questions: list[str], adapter: Path | None = None, s
 
 def greedy(server: Server, model: str, question: str, **more: Any) -> Any:
     ask: list[Any] = [{"role": "user", "content": question}]
-    return server.client.chat.completions.create(
-        model=model, messages=ask, temperature=0, **{"max_tokens": 12, **more}
-    )
+    return server.client.chat.completions.create(model=model, messages=ask, temperature=0, **{"max_tokens": 12, **more})
 
 
 def test_fifty_greedy_answers_are_those_of_plain_generate(server: Server, tiny_qwen2: Path) -> None:
@@ -83,7 +81,8 @@ def test_a_stream_is_the_whole_answer_in_pieces(server: Server) -> None:
     text = "".join(part.choices[0].delta.content or "" for part in parts)
     assert text == whole.choices[0].message.content
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert usage.choices == [] and usage.usage == whole.usage
+    assert usage.choices == []
+    assert usage.usage == whole.usage
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert {part.id for part in chunks} == {chunks[0].id}
 
@@ -196,7 +195,8 @@ def test_the_cache_answers_a_greedy_request_again(server: Server) -> None:
 
     first, before = greedy(server, "tiny", "A question of its own", seed=1), found()
     again = greedy(server, "tiny", "A question of its own", seed=2)
-    assert again.choices == first.choices and again.usage == first.usage
+    assert again.choices == first.choices
+    assert again.usage == first.usage
     streamed = greedy(server, "tiny", "A question of its own", stream=True)
     assert "".join(c.choices[0].delta.content or "" for c in streamed) == first.choices[0].message.content
     assert found() == before + 2
@@ -231,5 +231,6 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(server: Server, more
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as caught:
         server.client.chat.completions.create(**ask)
     error = caught.value.body
-    assert isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error, dict)
+    assert set(error) == {"message", "type", "param", "code"}
     assert said in error["message"]

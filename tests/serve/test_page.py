@@ -70,7 +70,8 @@ def test_a_chat_streams_and_is_there_after_a_reload(page: Page, site: Server) ->
         assert history[-1]["content"] == reply.choices[0].message.content
     boxes = page.locator(".message").all_text_contents()
     page.reload()
-    assert page.locator(".message").all_text_contents() == boxes and len(boxes) == 4
+    assert page.locator(".message").all_text_contents() == boxes
+    assert len(boxes) == 4
     expect(page.locator("#model")).to_have_value("code")
     assert page.input_value("#system") == "Answer plainly."
     page.click("#clear")

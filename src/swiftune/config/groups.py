@@ -33,8 +33,9 @@ class ModelArguments(Arguments):
     """Id or folder of the model. An id is looked up as a path, among the built-ins, in `$SWIFT_LOCAL_HUB`, in the
     local caches, then on ModelScope (or on Hugging Face with --use_hf true)."""
     adapters: CommaNames = []
-    """Ids or folders of trained adapters (`a b` or `a,b`), for a server with names (`code=a chat=b`). Training starts from the adapter's weights; to go on with
-    an interrupted run use --resume_from_checkpoint, which then brings the weights."""
+    """Ids or folders of trained adapters (`a b` or `a,b`), for a server also with names (`code=a chat=b`). Training
+    starts from the adapter's weights; to go on with an interrupted run use --resume_from_checkpoint, which then brings
+    the weights."""
     use_hf: bool = False
     """Download from Hugging Face instead of ModelScope."""
     model_revision: Name | None = unset("the hub's default branch")

@@ -13,7 +13,7 @@ from swiftune.errors import AdapterError, Interrupted
 from swiftune.recipes.checkpoint_args import filled_from, find_adapter, named, resolve, with_base
 from swiftune.recipes.engines import open_engine
 from swiftune.recipes.infer import sampling_of
-from swiftune.recipes.opening import Opened, model_name, open_tokenizer
+from swiftune.recipes.opening import model_name, open_tokenizer
 from swiftune.runtime import garbage, stop
 from swiftune.runtime.console import say
 
@@ -179,9 +179,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _announce(
-    args: DeployArguments, listener: socket.socket, models: list[str], made: str | None, page: bool
-) -> None:
+def _announce(args: DeployArguments, listener: socket.socket, models: list[str], made: str | None, page: bool) -> None:
     port = listener.getsockname()[1]
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"{'https' if args.ssl_certfile else 'http'}://{host}:{port}"

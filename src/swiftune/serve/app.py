@@ -18,7 +18,7 @@ from swiftune import __version__
 from swiftune.config.values import ADAPTER_NAME
 from swiftune.errors import SwiftuneError
 from swiftune.serve.adapters import allowed_folder
-from swiftune.serve.errors import ApiError, told, wrong
+from swiftune.serve.errors import ApiError, wrong
 from swiftune.serve.guard import Guard
 from swiftune.serve.replies import ChatReply, CompletionReply, Reply
 from swiftune.serve.schema import ChatRequest, CompletionRequest, LoadAdapterRequest, UnloadAdapterRequest
@@ -64,8 +64,6 @@ def create_app(
     _add_health(app, service)
     if page:
         _add_page(app)
-    for kind in (SwiftuneError, ApiError):
-        app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(
@@ -115,7 +113,7 @@ def _add_openai(app: FastAPI, service: Service, owned_by: str) -> None:
         """What can be asked for."""
         return {"object": "list", "data": [card(model) for model in service.models.values()]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One of them."""
         return card(service.model(name))
@@ -214,23 +212,16 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
-    shown = told(error)
-    return JSONResponse(shown.body, shown.status, headers=shown.headers)
-
-
-async def _on_http(request: Request, error: Exception) -> Response:
+async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = {404: "There is nothing at this path.", 405: "This path takes another method."}.get(error.status_code)
-    shown = ApiError(error.status_code, message or str(error.detail))
-    return JSONResponse(shown.body, shown.status, headers=error.headers)
+    raise ApiError(error.status_code, message or str(error.detail)) from error  # the guard answers
 
 
-async def _on_invalid(request: Request, error: Exception) -> Response:
+async def _on_invalid(_: Request, error: Exception) -> Response:
     """The first mistake of a body, in a sentence."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:] if part != "body")[:200]
     message = f"{place}: {first['msg']}" if place else str(first["msg"])
-    shown = wrong(ascii(message)[1:-1], ascii(place)[1:-1] or None)
-    return await _on_error(request, shown)
+    raise wrong(ascii(message)[1:-1], ascii(place)[1:-1] or None) from error

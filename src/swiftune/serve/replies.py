@@ -86,9 +86,9 @@ class Reply(ABC):
     def _choice(self, index: int, answer: Answer) -> Json:
         """A whole answer."""
 
-    @abstractmethod
-    def _opening(self, index: int) -> list[Json]:
+    def _opening(self, index: int) -> list[Json]:  # noqa: ARG002 - of a chat
         """What a stream begins with."""
+        return []
 
     @abstractmethod
     def _delta(self, index: int, piece: Piece) -> list[Json]:
@@ -166,9 +166,6 @@ class CompletionReply(Reply):
     def _choice(self, index: int, answer: Answer) -> Json:
         return self._part(index, answer.text, answer.tokens or (), answer.finish_reason)
 
-    def _opening(self, index: int) -> list[Json]:
-        return []
-
     def _delta(self, index: int, piece: Piece) -> list[Json]:
         shown = piece.text or (self._shown is not None and piece.tokens)
         return [self._part(index, piece.text, piece.tokens, None)] if shown else []
@@ -201,7 +198,7 @@ async def _merged(asked: Asked) -> AsyncIterator[tuple[int, Piece | None]]:
             yield 0, piece
         yield 0, None
         return
-    pieces: asyncio.Queue[tuple[int, Piece | None | BaseException]] = asyncio.Queue(len(asked.streams))
+    pieces: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue(len(asked.streams))
 
     async def read(index: int) -> None:
         try:

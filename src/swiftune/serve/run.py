@@ -13,7 +13,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from swiftune.errors import UsageError
 from swiftune.runtime import stop
-from swiftune.runtime.console import say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

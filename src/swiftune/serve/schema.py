@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from swiftune.errors import UsageError
 from swiftune.generate.engine import Sampling
@@ -90,6 +90,12 @@ class Tool(_Strict):
 
     type: Literal["function"] = "function"
     function: Function
+
+
+def _tool(value: Json) -> Json:
+    """The value as it is, its keys in their order, which templates write; if it is a tool."""
+    Tool.model_validate(value)
+    return value
 
 
 class StreamOptions(_Strict):
@@ -186,7 +192,7 @@ class ChatRequest(AnswerRequest):
     max_completion_tokens: Annotated[int, Field(gt=0, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    tools: list[Tool] | None = None
+    tools: list[Annotated[Json, AfterValidator(_tool)]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     response_format: TextFormat | None = None
@@ -209,9 +215,7 @@ class ChatRequest(AnswerRequest):
     @property
     def offered(self) -> list[Json] | None:
         """The tools as templates take them."""
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return None if self.tool_choice == "none" else self.tools or None
 
 
 def _prompts(value: Any) -> Any:

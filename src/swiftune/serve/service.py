@@ -123,7 +123,9 @@ class Service:
         if name is None:
             return self._first
         if name not in self.models:
-            raise ApiError(404, f"There is no model {name[:64]!r}; see /v1/models.", param="model", code="model_not_found")
+            raise ApiError(
+                404, f"There is no model {name[:64]!r}; see /v1/models.", param="model", code="model_not_found"
+            )
         return self.models[name]
 
     async def chat(self, request: ChatRequest) -> Asked:
