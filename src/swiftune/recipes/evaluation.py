@@ -72,6 +72,7 @@ class Evaluator:
             self.opened.tokenizer,
             stop_ids=self.opened.renderer.stop_ids,
             max_batch_size=self.args.per_device_eval_batch_size,
+            within=self.accelerator.autocast,
         )
         name = f"predictions-{step}.jsonl" if processes == 1 else f"predictions-{step}.{process}.jsonl"
         answers = AnswerFile(
@@ -83,7 +84,7 @@ class Evaluator:
             max_prompt=self.args.max_length,
             ledger=ledger,
         )
-        with self.objective.generating(), self.accelerator.autocast():
+        with self.objective.generating():
             answers.fill(mine, stream=False, stop=stop)
         own = [(bool(stop), answers.pairs)]
         shares = gather_object(own) if processes > 1 else own
