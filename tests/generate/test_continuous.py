@@ -103,7 +103,9 @@ def test_greedy_answers_are_those_of_generate(name: str, data: st.DataObject) ->
     engine = engine_of(name, max_batch_size=data.draw(st.integers(1, 5), "batch"))
     engine._scheduler._chunk = data.draw(st.integers(8, 60), "chunk")
     begins = st.sampled_from([(), prompt_of(1, 40), prompt_of(2, 150)])
-    each = st.tuples(begins, st.integers(0, 5), st.integers(1, 30), st.integers(1, 12), st.booleans(), st.integers(0, 4))
+    each = st.tuples(
+        begins, st.integers(0, 5), st.integers(1, 30), st.integers(1, 12), st.booleans(), st.integers(0, 4)
+    )
     clients = data.draw(st.lists(each, min_size=1, max_size=7), "clients")
 
     def client(begin: tuple[int, ...], seed: int, length: int, tokens: int, leaves: bool, wait: int) -> None:

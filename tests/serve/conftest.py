@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import openai
@@ -37,7 +38,7 @@ class Server:
         """What it has written to stderr so far."""
         return (self.log / "err").read_text()
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, timeout=60)
 
@@ -107,6 +108,8 @@ def start(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     yield begin
     for server in running:
+        if "client" in vars(server):
+            server.client.close()
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait()
@@ -116,8 +119,6 @@ def start(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def server(start: Start, adapters: Path) -> Server:
     """A server with the adapter ``code`` by name, that lets others be loaded. Shared: leave it as it was."""
     return start(
-        *(() if os.environ.get("NOAD") else ("--adapters", f"code={adapters / 'code'}")),
-        "--adapter_dirs",
-        str(adapters),
+        *("--adapters", f"code={adapters / 'code'}", "--adapter_dirs", str(adapters)),
         *("--served_model_name", "tiny", "--max_answer_tokens", "600", "--response_cache", "8"),
     )
