@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
 import threading
@@ -61,6 +62,12 @@ def model_of(name: str) -> Any:
 
 
 @functools.cache
+def another(name: str) -> Any:
+    """The same model once more, for what is expected: a model belongs to its engine while that works."""
+    return copy.deepcopy(model_of(name))
+
+
+@functools.cache
 def tokenizer() -> Any:
     return tiny.make_tokenizer()
 
@@ -73,7 +80,7 @@ def engine_of(name: str, **more: Any) -> TransformersEngine:
 def expected(name: str, prompt: tuple[int, ...], tokens: int) -> list[int]:
     """What plain ``generate`` writes."""
     ids = torch.tensor([prompt])
-    written = model_of(name).generate(
+    written = another(name).generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
     )
     return [int(token) for token in written[0, len(prompt) :]]
@@ -90,7 +97,7 @@ def greedy(prompt: tuple[int, ...], tokens: int) -> Request:
 def finished(engine: TransformersEngine) -> None:
     """Waits until nobody is worked on."""
     start = time.perf_counter()
-    while engine.load() != (0, 0):
+    while engine.load() != (0, 0) or engine._scheduler._thread is not None:
         assert time.perf_counter() - start < 20
         time.sleep(0.002)
 
@@ -233,7 +240,7 @@ def test_log_probabilities_are_those_of_a_plain_pass() -> None:
         ((_, answer),) = engine.generate([Request(prompt, sampling, logprobs=3)])
         assert answer.tokens is not None
         with torch.no_grad():
-            logits = model_of(name)(torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
+            logits = another(name)(torch.tensor([[*prompt, *answer.token_ids]])).logits[0, len(prompt) - 1 : -1]
         for scores, token in zip(logits.log_softmax(-1), answer.tokens, strict=True):
             best = scores.topk(3)
             assert token.logprob == pytest.approx(float(scores[token.id]), abs=1e-4)

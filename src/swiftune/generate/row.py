@@ -39,7 +39,8 @@ class Row:
     tokens: list[Token] = field(default_factory=list)
     finish: FinishReason | None = None
     cancelled: bool = False
-    submitted: float = field(default_factory=time.perf_counter)
+    submitted: float = 0.0
+    """When its time began to count; 0: when it is taken in."""
     _first: float = 0.0
     _told: int = 0
 

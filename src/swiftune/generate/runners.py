@@ -10,7 +10,7 @@ Shapes: N requests whose next token is asked for, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from swiftune.generate import kv_attention
 from swiftune.generate.kv_store import KVStore, Place
 from swiftune.generate.prefix_cache import PrefixCache, shared
 from swiftune.generate.row import Row
+from swiftune.models.packed_linear import PackedLinears
 from swiftune.tuners.lineup import Lineup
 
 if TYPE_CHECKING:
@@ -66,12 +67,18 @@ class Runner(Protocol):
 
 
 class Together:
-    """One pass over all new tokens, laid in one row."""
+    """One pass over all new tokens, laid in one row.
+
+    Args:
+        prefix_bytes: most memory for tokens of rows that have ended.
+        pack: compute with copies of the weights that are faster to read (``models.packed_linear``).
+    """
 
     cuts = True
 
-    def __init__(self, model: PreTrainedModel, lineup: Lineup, prefix_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, lineup: Lineup, prefix_bytes: int, *, pack: bool = False) -> None:
         kv_attention.register()
+        self._linears = PackedLinears(model) if pack else None
         self._model, self._lineup = model, lineup
         self.store, self.prefixes = KVStore(), PrefixCache(prefix_bytes)
 
@@ -82,7 +89,8 @@ class Together:
         self._model.set_attn_implementation(kv_attention.STORED)
         self._model.eval()
         try:
-            yield
+            with self._linears.used() if self._linears is not None else nullcontext():
+                yield
         finally:
             self._model.set_attn_implementation(before)
             self._model.train(training)

@@ -158,7 +158,9 @@ class Scheduler:
         with self._lock:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
             while self._waiting and len(self._running) < self._most:
-                self._running.append(self._waiting.popleft())
+                row = self._waiting.popleft()
+                row.submitted = row.submitted or time.perf_counter()
+                self._running.append(row)
 
     def _leave(self, runner: Runner, row: Row) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ read keys and values, ``prefix_cache`` keeps those of requests that have ended, 
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -41,6 +42,8 @@ class TransformersEngine:
         stop_ids: tokens that end a turn (the renderer knows them), beside those of the model's generation_config.
         max_batch_size: requests worked on at the same time.
         prefix_bytes: most memory for tokens of requests that have ended.
+        pack: compute with copies of the weights that are faster to read, where there are such: for weights that stay as
+            they are, and memory for them twice.
         within: a context for all work of the model: autocast, say.
     """
 
@@ -52,9 +55,11 @@ class TransformersEngine:
         stop_ids: Sequence[int] = (),
         max_batch_size: int = 8,
         prefix_bytes: int = PREFIX_BYTES,
+        pack: bool = False,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._lineup, self._tokenizer, self._prefix_bytes = Lineup(model), tokenizer, prefix_bytes
+        self._lineup, self._tokenizer = Lineup(model), tokenizer
+        self._prefix_bytes, self._pack = prefix_bytes, pack
         self._model: PreTrainedModel = self._lineup.base
         eos = self._defaults.eos_token_id
         self._stop_ids = frozenset([*stop_ids, *([eos] if isinstance(eos, int) else eos or [])])
@@ -71,7 +76,7 @@ class TransformersEngine:
         return self._lineup.names
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """See Engine."""
+        """See Engine. The time of a request counts from when there is room for it."""
         answers: queue.SimpleQueue[tuple[int, Answer | BaseException]] = queue.SimpleQueue()
 
         def sink(index: int) -> Sink:
@@ -92,6 +97,7 @@ class TransformersEngine:
     def stream(self, request: Request) -> Stream:
         """See Engine."""
         row = self._row(request, lambda item: stream.put(item))
+        row.submitted = time.perf_counter()
         stream = Stream(row.cancel)
         self._scheduler.submit([row])
         return stream
@@ -124,7 +130,7 @@ class TransformersEngine:
     def _runner(self) -> Runner:
         reason = serves(self._model, self._lineup)
         if reason is None:
-            return Together(self._model, self._lineup, self._prefix_bytes)
+            return Together(self._model, self._lineup, self._prefix_bytes, pack=self._pack)
         notice(f"Requests are answered one token at a time each, not together: {reason}.")
         return OneByOne(self._model, self._lineup)
 

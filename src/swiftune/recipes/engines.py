@@ -38,9 +38,11 @@ def open_engine(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> 
         tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
     else:
         tuned = load_adapter(model, adapters[0]) if adapters else model
+    weights = sum(parameter.nbytes for parameter in tuned.parameters())
     return TransformersEngine(
         tuned,
         opened.tokenizer,
         stop_ids=opened.renderer.stop_ids,
         max_batch_size=args.max_batch_size,
+        pack=device.type == "cpu" and hardware.free_memory(device) > 4 * weights,
     )
