@@ -43,7 +43,7 @@ def endless(server: Server) -> requests.Response:
     """A stream that has begun; ``close()`` it."""
     response = server.post("/v1/chat/completions", LONG | {"stream": True, "logit_bias": NO_END}, stream=True)
     assert response.status_code == 200
-    next(response.iter_lines())
+    assert response.raw.read(6) == b"data: "  # an iterator would close the stream when it is let go
     return response
 
 
