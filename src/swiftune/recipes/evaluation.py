@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,7 +85,7 @@ class Evaluator:
             max_prompt=self.args.max_length,
             ledger=ledger,
         )
-        with self.objective.generating():
+        with self.objective.generating(), closing(engine):
             answers.fill(mine, stream=False, stop=stop)
         own = [(bool(stop), answers.pairs)]
         shares = gather_object(own) if processes > 1 else own
