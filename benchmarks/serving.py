@@ -84,7 +84,7 @@ def ours(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> T
     from swiftune.generate.engine import Request, Sampling
     from swiftune.generate.transformers_engine import TransformersEngine
 
-    engine = TransformersEngine(model, tokenizer, max_batch_size=len(prompts))
+    engine = TransformersEngine(model, tokenizer, max_batch_size=len(prompts), pack=True)
     list(engine.generate([Request([1], Sampling(1, 0.0))]))  # it tries the model out first, as at the start of a server
     times: Times = [[] for _ in prompts]
     began = time.perf_counter()
