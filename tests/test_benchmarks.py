@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import attention, lora_layers, loss, measure, quality, serving, startup, tokenizing, training
+from benchmarks import attention, load, lora_layers, loss, measure, quality, serving, startup, tokenizing, training
 
 from tests.recipes.chats import chats
 
@@ -113,3 +115,27 @@ def test_serving_is_timed_for_every_client(tiny_qwen2: Path) -> None:
     assert [(row["clients"], row["by"]) for row in rows] == [(n, name) for n in (1, 3) for name in names]
     assert all(0 < row["first token"] <= row["worst first"] and row["tokens/s"] > 0 for row in rows)
     assert rows[0]["times one by one"] == 1
+
+
+def test_a_load_is_reported() -> None:
+    seen = load.Seen([0.1, 0.3], [0.02] * 98 + [0.5, 0.6], answers=2, tokens=100)
+    seen.memory = [(second, (500 + second) * 2**20) for second in range(60)]
+    figures = load.report(seen, 50)
+    assert figures["tokens/s"] == 2
+    assert figures["first token (s)"] == {"p50": 0.2, "p95": 0.29, "p99": 0.298, "max": 0.3}
+    assert figures["gap between tokens (s)"]["p50"] == 0.02
+    assert figures["memory (MiB)"]["slope of second half (MiB/min)"] == pytest.approx(60)
+
+
+@pytest.mark.slow
+def test_good_clients_meet_no_error_beside_bad_ones(tiny_qwen2: Path) -> None:
+    words = ["--minutes", "0.4", "--clients", "8", "--model", str(tiny_qwen2), "--max_tokens", "24"]
+    command = [sys.executable, "-m", "benchmarks.load", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["answers"] > 8
+    assert figures["errors"] == 0
+    assert set(figures["nuisances"]) == {"left", "stalled", "rubbish"}
+    assert figures["exit code of the server"] == 143
+    assert all(int(status) < 500 for status in figures["statuses of rubbish"])

@@ -28,6 +28,7 @@ FLOORS = {
     "train": 3,
     "generate": 3,
     "recipes": 4,
+    "serve": 4,
     "tasks": 4,
     "cli": 5,
     "webui": 5,
@@ -36,7 +37,18 @@ SEPARATE = 2
 """The floor whose rooms do not import each other."""
 LIGHT = 1
 """Up to this floor no file imports ``HEAVY``, except for type checkers; ``runtime`` may inside functions."""
-HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "matplotlib", "tensorboard"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "matplotlib",
+    "tensorboard",
+    "fastapi",
+    "uvicorn",
+}
 
 Import = tuple[str, int, bool, bool]
 """Module, line, whether inside a function, whether for type checkers only."""

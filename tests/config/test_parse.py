@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swiftune.config import Arguments, InferArguments, PtArguments, SftArguments
+from swiftune.config import Arguments, DeployArguments, InferArguments, PtArguments, SftArguments
 from swiftune.config.commands import COMMANDS
 from swiftune.config.compat import NOT_BUILT, RENAMED, UNNEEDED, VALUES
 from swiftune.config.declare import arguments_of
 from swiftune.config.parse import build, parse
+from swiftune.config.values import split_name
 from swiftune.errors import ArgumentsError
 from swiftune.runtime import console
 
@@ -153,6 +154,17 @@ def test_values(line: str, name: str, value: Any) -> None:
     assert (found, type(found)) == (value, type(value))
 
 
+def test_a_server_has_adapters_by_name() -> None:
+    args = parse(DeployArguments, ["--adapters", "code=a", "chat=b,c"])
+    assert [split_name(adapter) for adapter in args.adapters] == [("code", "a"), ("chat", "b"), (None, "c")]
+    assert split_name("out/lr=1/x") == (None, "out/lr=1/x")
+    assert parse(DeployArguments, ["--adapters", "x=a", "y=b", "--adapter_weights", "1,2"]).adapter_weights == [1, 2]
+    assert mistakes(DeployArguments, "--adapters a b x=c")[0].endswith("such as --adapter_weights 0.7,0.3.")
+    assert mistakes(DeployArguments, "--adapters x=a x=b") == ["--adapters has two adapters named x."]
+    assert mistakes(InferArguments, "--adapters x=a y=b")[0].endswith("such as --adapter_weights 0.7,0.3.")
+    assert mistakes(DeployArguments, "--ssl_keyfile k")[0].startswith("--ssl_certfile and --ssl_keyfile go together")
+
+
 def test_adapters_by_words_and_commas() -> None:
     assert parse(InferArguments, ["--adapters", "a,"]).adapters == ["a"]
     mixed = parse(InferArguments, ["--adapters", "a,b", "--adapter_weights", "0.7,0.3"])
@@ -208,7 +220,7 @@ def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
         ("--dataset d --config", "--config needs the name of a YAML or JSON file."),
         ("--dataset d --quant_bits 4", "--quant_bits needs --quant_method"),
         ("--dataset d --num_beams 4", "--num_beams is not built yet."),
-        ("--dataset d --max_batch_size 4", "--max_batch_size is an argument of swift infer, not of this command."),
+        ("--dataset d --result_path f", "--result_path is an argument of swift infer, not of this command."),
         ("--dataset d --streaming true", "--streaming true needs --max_steps"),
         (
             "--dataset d --streaming true --max_steps 5 --split_dataset_ratio 0.1",

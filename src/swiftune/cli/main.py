@@ -35,6 +35,8 @@ class Command:
 
 _TRAIN = "[run.yaml] --dataset NAME ... [--model NAME] [--train_type lora|full] [--flag VALUE ...]"
 
+_SERVE = "[run.yaml] [--model NAME] [--adapters NAME=FOLDER ...] [--host ADDRESS] [--port N] [--flag VALUE ...]"
+
 COMMANDS = {
     "sft": Command(
         "fine-tune a chat model on conversations", "SftArguments", "swiftune.recipes.sft:sft", _TRAIN, distributed=True
@@ -73,6 +75,18 @@ COMMANDS = {
         "sft|pt [sweep.yaml] --flag VALUE VALUE ... [--zip flag flag] [every flag of that command]",
         parser="swiftune.config.combinations:parse",
     ),
+    "deploy": Command(
+        "serve a model and its adapters to programs that speak OpenAI's protocol",
+        "DeployArguments",
+        "swiftune.recipes.deploy:deploy",
+        _SERVE,
+    ),
+    "app": Command(
+        "the same server with a page to chat on",
+        "AppArguments",
+        "swiftune.recipes.deploy:app",
+        _SERVE,
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -80,7 +94,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "deploy", "web-ui", "app", "plan")
+NOT_BUILT = ("rlhf", "eval", "web-ui", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from swiftune.config.commands import DoctorArguments, InferArguments, PtArguments, SftArguments
+from swiftune.config.commands import (
+    AnswerArguments,
+    AppArguments,
+    DeployArguments,
+    DoctorArguments,
+    InferArguments,
+    PtArguments,
+    SftArguments,
+)
 from swiftune.config.declare import Arguments
 from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
@@ -28,8 +36,11 @@ from swiftune.config.training import (
 )
 
 __all__ = [
+    "AnswerArguments",
+    "AppArguments",
     "Arguments",
     "DataArguments",
+    "DeployArguments",
     "DoctorArguments",
     "EvaluationArguments",
     "ExportArguments",

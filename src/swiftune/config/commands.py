@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from swiftune.config.declare import Arguments, unset
+from swiftune.config.deploy import LimitArguments, Port, ServerArguments
 from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
@@ -62,35 +63,49 @@ class PtArguments(SftArguments):
 
 
 class BackendArguments(Arguments):
-    """Inference: what runs the model, and where the answers go."""
+    """Inference: what runs the model."""
 
-    stream: bool | None = unset("true in a chat, false on a data set")
-    """Show an answer while it is written."""
     infer_backend: Literal["transformers", "vllm"] = "transformers"
     """What runs the model."""
     max_batch_size: Count = 1
-    """Rows of a data set that are answered at once."""
-    result_path: File | None = unset("a new file in the adapter's folder, or in result/")
-    """JSON Lines file for the answers to a data set."""
-    load_data_args: bool = False
-    """Take the data arguments of the run that made the adapter, so that its validation rows are answered."""
+    """Answers that are written at once."""
     adapter_weights: CommaNumbers = []
     """Weight of each of several --adapters: `0.7,0.3`."""
     max_length: Tokens | None = unset("the model's context")
     """Longest prompt."""
 
 
-class InferArguments(
-    VllmArguments,
-    BackendArguments,
-    RunArguments,
-    GenerateArguments,
-    DataArguments,
-    TemplateArguments,
-    QuantizeArguments,
-    ModelArguments,
+class ResultArguments(Arguments):
+    """Answers: where they go."""
+
+    stream: bool | None = unset("true in a chat, false on a data set")
+    """Show an answer while it is written."""
+    result_path: File | None = unset("a new file in the adapter's folder, or in result/")
+    """JSON Lines file for the answers to a data set."""
+    load_data_args: bool = False
+    """Take the data arguments of the run that made the adapter, so that its validation rows are answered."""
+
+
+class AnswerArguments(
+    VllmArguments, BackendArguments, GenerateArguments, TemplateArguments, QuantizeArguments, ModelArguments
 ):
+    """What every command that answers needs to open its model."""
+
+
+class InferArguments(ResultArguments, RunArguments, DataArguments, AnswerArguments):
     """Arguments of ``swift infer``."""
+
+
+class DeployArguments(LimitArguments, ServerArguments, AnswerArguments):
+    """Arguments of ``swift deploy``."""
+
+    max_batch_size: Count = 16
+
+
+class AppArguments(DeployArguments):
+    """Arguments of ``swift app``."""
+
+    port: Port = 7860
 
 
 class DoctorArguments(Arguments):
@@ -108,5 +123,7 @@ COMMANDS: dict[str, type[Arguments]] = {
     "export": ExportArguments,
     "merge-lora": MergeLoraArguments,
     "sweep": SweepArguments,
+    "deploy": DeployArguments,
+    "app": AppArguments,
     "doctor": DoctorArguments,
 }

@@ -44,8 +44,9 @@ class ModelArguments(SourceArguments):
     """Model: which weights, and how they are held in memory."""
 
     adapters: CommaNames = []
-    """Ids or folders of trained adapters (`a b` or `a,b`). Training starts from the adapter's weights; to go on with
-    an interrupted run use --resume_from_checkpoint, which then brings the weights."""
+    """Ids or folders of trained adapters (`a b` or `a,b`), for a server also with names (`code=a chat=b`). Training
+    starts from the adapter's weights; to go on with an interrupted run use --resume_from_checkpoint, which then brings
+    the weights."""
     torch_dtype: Dtype | None = unset("the model's own, or what this hardware computes fast")
     """Number format of weights and computation (also `fp16`, `bf16`, `fp32`)."""
     attn_impl: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = unset("sdpa")

@@ -9,6 +9,7 @@ from typing import Any
 
 from swiftune.config.declare import Arguments
 from swiftune.config.quantization import BITS
+from swiftune.config.values import split_name
 
 Rule = Callable[[Any], "str | None"]
 _RULES: list[tuple[tuple[str, ...], Rule]] = []
@@ -86,7 +87,9 @@ def one_adapter_is_trained(args: Any) -> str | None:
 
 @rule("adapters", "adapter_weights")
 def weights_of_adapters(args: Any) -> str | None:
-    if len(args.adapters) > 1 and not args.adapter_weights:
+    unnamed = [name for name, _ in map(split_name, args.adapters) if name is None]
+    by_name = hasattr(args, "served_model_name") and len(unnamed) <= 1  # a server has each under its own name
+    if len(args.adapters) > 1 and not args.adapter_weights and not by_name:
         return f"--adapters names {len(args.adapters)} adapters: give each a weight, such as --adapter_weights 0.7,0.3."
     if args.adapter_weights and len(args.adapter_weights) != len(args.adapters):
         weights, adapters = len(args.adapter_weights), len(args.adapters)
@@ -98,6 +101,20 @@ def weights_of_adapters(args: Any) -> str | None:
 def vllm_attends_in_its_own_way(args: Any) -> str | None:
     if args.infer_backend == "vllm" and args.attn_impl:
         return f"--infer_backend vllm and --attn_impl {args.attn_impl} are at odds: vLLM chooses for itself."
+    return None
+
+
+@rule("adapters")
+def names_of_adapters(args: Any) -> str | None:
+    names = [name for name, _ in map(split_name, args.adapters) if name is not None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return f"--adapters has two adapters named {twice}." if twice is not None else None
+
+
+@rule("ssl_certfile", "ssl_keyfile")
+def tls_needs_both(args: Any) -> str | None:
+    if (args.ssl_certfile is None) != (args.ssl_keyfile is None):
+        return "--ssl_certfile and --ssl_keyfile go together: a certificate and its key."
     return None
 
 

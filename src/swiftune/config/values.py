@@ -32,6 +32,10 @@ RECORDED = "recorded"
 """Validation context of values read back from an args.json: a text is taken as it stands."""
 
 
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+"""What an adapter may be called."""
+
+
 def _json_object(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -69,6 +73,16 @@ def _split_commas(value: Any) -> Any:
     if not isinstance(values, list):
         return value
     return [part for item in values for part in (item.split(",") if isinstance(item, str) else [item]) if part != ""]
+
+
+def split_name(value: str) -> tuple[str | None, str]:
+    """The name and the path in ``name=path``; the name is ``None`` where there is only a path, be there a = in it.
+
+    >>> split_name("code=output/v0/checkpoint-9"), split_name("output/lr=1/checkpoint-9")
+    (('code', 'output/v0/checkpoint-9'), (None, 'output/lr=1/checkpoint-9'))
+    """
+    name, equals, path = value.partition("=")
+    return (name, path) if equals and path and ADAPTER_NAME.fullmatch(name) else (None, value)
 
 
 def listed(value: Any) -> Any:

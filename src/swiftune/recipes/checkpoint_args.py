@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from swiftune import hub
 from swiftune.config import ModelArguments, QuantizeArguments
-from swiftune.config.values import RECORDED
+from swiftune.config.values import RECORDED, split_name
 from swiftune.errors import AdapterError, ModelError, NotFoundError
 from swiftune.runtime.console import warn
 
@@ -55,16 +55,16 @@ def resolve(args: A, *, as_held: bool = True) -> Resolved[A]:
     """
     names = _TAKEN + (_HELD if as_held else ()) + (_DATA if getattr(args, "load_data_args", False) else ())
     if args.adapters:
-        adapters = [find_adapter(name, args) for name in args.adapters]
+        adapters = [find_adapter(named(adapter)[1], args) for adapter in args.adapters]
         if args.model is None:
             _refuse_several_bases(adapters)
-        filled = _fill(args, adapters[0], names)
+        filled = filled_from(args, adapters[0], names)
         for adapter in adapters:
-            filled = _with_base(filled, adapter)
+            filled = with_base(filled, adapter)
         return Resolved(filled, adapters, adapters[0])
     if args.model and os.path.isdir(args.model):
         folder = checkpoint_in(Path(args.model))
-        args = _fill(args.model_copy(update={"model": str(folder)}), folder, names)
+        args = filled_from(args.model_copy(update={"model": str(folder)}), folder, names)
         return Resolved(args, [], folder if (folder / "args.json").exists() else None)
     return Resolved(args, [], None)
 
@@ -92,20 +92,25 @@ def find_adapter(name: str, args: ModelArguments) -> Path:
         raise NotFoundError(f"--adapters {name}: {error.what}", error.cure) from error
 
 
+def named(adapter: str) -> tuple[str | None, str]:
+    """An adapter's name, if it is given one, and its id or path. What exists as it stands is a path, = or not."""
+    return (None, adapter) if os.path.exists(os.path.expanduser(adapter)) else split_name(adapter)
+
+
 def _refuse_several_bases(adapters: Sequence[Path]) -> None:
     from swiftune.tuners.adapter import read_config
 
     bases = {adapter: str(read_config(adapter).get("base_model_name_or_path") or "") for adapter in adapters}
-    named = {_name(base): adapter for adapter, base in bases.items() if base}
-    if len(named) > 1:
-        (one, first), (other, second) = list(named.items())[:2]
+    different = {_name(base): adapter for adapter, base in bases.items() if base}
+    if len(different) > 1:
+        (one, first), (other, second) = list(different.items())[:2]
         raise AdapterError(
             f"--adapters {first} was made for {one}, {second} for {other}.",
             "Adapters are used together on the model that both were made for.",
         )
 
 
-def _fill(args: A, folder: Path, names: Sequence[str]) -> A:
+def filled_from(args: A, folder: Path, names: Sequence[str] = (*_TAKEN, *_HELD)) -> A:
     """``args`` with what args.json says where the command line said nothing."""
     recorded = read_recorded(folder)
     command = type(args)
@@ -134,7 +139,7 @@ def read_recorded(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _with_base(args: A, adapter: Path) -> A:
+def with_base(args: A, adapter: Path) -> A:
     """``args`` with the base model that the adapter names, and a word where the user names another one."""
     from swiftune.tuners.adapter import read_config
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swiftune.config import InferArguments
+from swiftune.config import AnswerArguments
 from swiftune.errors import ModelError
 from swiftune.recipes.opening import Opened
 from swiftune.runtime import hardware
@@ -21,12 +21,12 @@ _ADAPTER = "default"
 """Name of what --adapters names, where the engine wants one."""
 
 
-def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
+def open_engine(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
     """The engine that ``--infer_backend`` names, with the model and its adapters loaded. Whoever opens it closes it."""
     return (_open_vllm if args.infer_backend == "vllm" else _open_transformers)(args, opened, adapters)
 
 
-def _open_transformers(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
+def _open_transformers(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.transformers_engine import TransformersEngine
     from swiftune.models import quantize
     from swiftune.models.load import load_model
@@ -55,7 +55,7 @@ def _open_transformers(args: InferArguments, opened: Opened, adapters: list[Path
     )
 
 
-def _open_vllm(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
+def _open_vllm(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.engine import BASE
     from swiftune.generate.vllm_adapters import Mix
     from swiftune.generate.vllm_engine import VllmEngine
@@ -83,10 +83,10 @@ def _open_vllm(args: InferArguments, opened: Opened, adapters: list[Path]) -> En
     )
 
 
-def _vllm_words(args: InferArguments, device: torch.device) -> list[str]:
+def _vllm_words(args: AnswerArguments, device: torch.device) -> list[str]:
     """The arguments as ``vllm serve`` names them."""
     words = ["--max-model-len", str(args.vllm_max_model_len or "auto")]
-    words += ["--tensor-parallel-size", str(args.vllm_tensor_parallel_size), "--seed", str(args.seed)]
+    words += ["--tensor-parallel-size", str(args.vllm_tensor_parallel_size)]
     if args.vllm_max_num_seqs is not None:
         words += ["--max-num-seqs", str(args.vllm_max_num_seqs)]
     if args.vllm_enforce_eager:

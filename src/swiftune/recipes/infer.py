@@ -55,7 +55,7 @@ def infer(args: InferArguments, talk: Talk) -> None:
             )
 
 
-def sampling_of(args: GenerateArguments, seed: int) -> Sampling:
+def sampling_of(args: GenerateArguments, seed: int | None) -> Sampling:
     """How the arguments say that answers are drawn."""
     from swiftune.generate.engine import Sampling
 

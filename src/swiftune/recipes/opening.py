@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
 from swiftune.config import SourceArguments
+from swiftune.hub.builtin import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,12 @@ class Opened:
     config: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
+
+    def rendering(self, system: str | None, enable_thinking: bool | None) -> Renderer:
+        """A renderer with another default system prompt, for inference."""
+        from swiftune.data.render import Renderer
+
+        return Renderer(self.tokenizer, system=system, template_kwargs=_thinking(enable_thinking))
 
     @property
     def dtype(self) -> str | None:
@@ -56,9 +63,18 @@ def open_tokenizer(
     check_folder(folder)
     own = next((path for path in adapters if (path / "tokenizer.json").exists()), folder)
     tokenizer = load_tokenizer(own, template=chat.template, trust_remote_code=args.trust_remote_code)
-    thinking = {} if chat.enable_thinking is None else {"enable_thinking": chat.enable_thinking}
+    thinking = _thinking(chat.enable_thinking)
     if raw is None:
         raw = not tokenizer.chat_template
     renderer = Renderer(tokenizer, system=chat.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
     config = folder / "config.json"
     return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)
+
+
+def model_name(args: SourceArguments) -> str:
+    """What the model is called: the last part of its id or folder."""
+    return Path(args.model).name if args.model else MODEL
+
+
+def _thinking(enable: bool | None) -> dict[str, bool]:
+    return {} if enable is None else {"enable_thinking": enable}

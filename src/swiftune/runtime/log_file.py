@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import threading
 from collections import deque
@@ -64,7 +65,7 @@ def of(words: Sequence[str]) -> Iterator[None]:
     _logger.removeHandler(_file)
     _file = _File()
     _logger.addHandler(_file)
-    record(f"{shlex.join(['swift', *words])} (swiftune {__version__}, process {os.getpid()})")
+    record(f"{shlex.join(['swift', *_without_key(words)])} (swiftune {__version__}, process {os.getpid()})")
     of_threads, threading.excepthook = threading.excepthook, _of_thread
     try:
         yield
@@ -77,6 +78,15 @@ def of(words: Sequence[str]) -> Iterator[None]:
         raise
     finally:
         threading.excepthook = of_threads
+
+
+def _without_key(words: Sequence[str]) -> list[str]:
+    """The words of a command line, but for an API key: the log is sent with reports."""
+    shown = [re.sub(r"^(--api[_-]key=).*", r"\1...", word) for word in words]
+    return [
+        "..." if before in ("--api_key", "--api-key") else word
+        for before, word in zip(["", *shown], shown, strict=False)
+    ]
 
 
 def _of_thread(ended: threading.ExceptHookArgs) -> None:

@@ -54,7 +54,7 @@ def unheard() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    _leave_at_the_next()
+    leave_at_the_next()
     _raise_outside_imports(Terminated if number == signal.SIGTERM else KeyboardInterrupt, frame)
 
 
@@ -72,11 +72,17 @@ def _imports(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _leave_at_the_next() -> None:
+def leave_at_the_next() -> None:
+    """Gives the next signal to the system, which ends the process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     if os.isatty(2):  # a progress bar hides the cursor, and would not get to show it again
         os.write(2, b"\x1b[?25h")
+
+
+def say_from_handler(text: str) -> None:
+    """Says it past the console: the handler may run in the middle of one of its lines."""
+    os.write(2, f"\n{text}\n".encode())
 
 
 class StopRequest:
@@ -113,6 +119,5 @@ class StopRequest:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        _leave_at_the_next()
-        # Not the console: the handler may run in the middle of one of its lines.
-        os.write(2, b"\nStopping after this step; once more leaves at once.\n")
+        leave_at_the_next()
+        say_from_handler("Stopping after this step; once more leaves at once.")
