@@ -46,6 +46,12 @@ COMMANDS = {
         "swiftune.cli.chat:infer",
         "[run.yaml] [--model NAME] [--adapters FOLDER] [--val_dataset NAME ...] [--flag VALUE ...]",
     ),
+    "eval": Command(
+        "put questions with known answers to a model, or to several side by side",
+        "EvalArguments",
+        "swiftune.cli.evaluate:evaluate",
+        "--eval_dataset TASK ... [--model NAME] [--adapters FOLDER] [--compare base FOLDER ...] [--flag VALUE ...]",
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -53,7 +59,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")
+NOT_BUILT = ("rlhf", "export", "merge-lora", "deploy", "web-ui", "app", "inspect", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swiftune.config.commands import DoctorArguments, InferArguments, PtArguments, SftArguments
 from swiftune.config.declare import Arguments
+from swiftune.config.evaluating import EvalArguments, TaskArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -25,6 +26,7 @@ __all__ = [
     "Arguments",
     "DataArguments",
     "DoctorArguments",
+    "EvalArguments",
     "EvaluationArguments",
     "GenerateArguments",
     "InferArguments",
@@ -35,6 +37,7 @@ __all__ = [
     "PtArguments",
     "RunArguments",
     "SftArguments",
+    "TaskArguments",
     "TemplateArguments",
     "TrainArguments",
     "TunerArguments",

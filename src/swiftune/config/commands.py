@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from swiftune.config.declare import Arguments, unset
+from swiftune.config.evaluating import EvalArguments, TaskArguments
 from swiftune.config.groups import (
     DataArguments,
     GenerateArguments,
@@ -31,6 +32,7 @@ class SftArguments(
     RunArguments,
     GenerateArguments,
     EvaluationArguments,
+    TaskArguments,
     OutputArguments,
     TrainArguments,
     TunerArguments,
@@ -91,5 +93,6 @@ COMMANDS: dict[str, type[Arguments]] = {
     "sft": SftArguments,
     "pt": PtArguments,
     "infer": InferArguments,
+    "eval": EvalArguments,
     "doctor": DoctorArguments,
 }
