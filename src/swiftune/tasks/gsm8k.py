@@ -71,8 +71,13 @@ def number_in(text: str) -> str | None:
 
 def equal(wanted: str, found: str) -> bool:
     """Whether two numbers are equal, as ``math-verify`` sees it: 0.5 is 1/2, 7.0 is 7."""
+    if wanted == found:
+        return True
+    import logging
+
     from math_verify import parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # its warning that it sets no alarm: these are short
     parsed: list[Sequence[Any]] = [parse(f"${number}$", parsing_timeout=None) for number in (wanted, found)]
     return bool(verify(*parsed, timeout_seconds=None))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftune.config import EvalArguments
 from swiftune.config import save as save_args
-from swiftune.errors import DataError, Interrupted, OutputError
+from swiftune.errors import Interrupted, OutputError
 from swiftune.runtime.console import say
 from swiftune.runtime.paths import locked
 from swiftune.runtime.stop import exit_code
@@ -51,9 +51,11 @@ def evaluate(args: EvalArguments) -> Report:
         SwiftuneError: see ``errors``; ``Interrupted`` after Ctrl-C, with every answer kept.
     """
     from swiftune.recipes.evaluate.candidates import candidates_of
+    from swiftune.recipes.evaluate.questions import tasks_of
 
     candidates = candidates_of(args)
-    tasks = _tasks(args, candidates)
+    run = next((c.resolved.args for c in candidates if c.resolved.args.dataset and c.resolved.home), None)
+    tasks = tasks_of(args, run, aside=Path(args.eval_output_dir) / "set_aside.jsonl")
     report = Report([candidate.label for candidate in candidates], [[] for _ in tasks])
     with ExitStack() as stack:
         keys: list[list[dict[str, str]]] = [[] for _ in tasks]
@@ -69,45 +71,6 @@ def evaluate(args: EvalArguments) -> Report:
             _compare(args, candidates, report, keys)
     report.folder = Path(args.eval_output_dir) if args.compare else candidates[0].folder
     return report
-
-
-def _tasks(args: EvalArguments, candidates: Sequence[Candidate]) -> list[tuple[Task, int]]:
-    from swiftune.data.ledger import Ledger
-    from swiftune.tasks.named import Setting, Trained, make_task
-
-    ledger = Ledger(strict=args.strict)
-    run = next((c.resolved.args for c in candidates if c.resolved.args.dataset and c.resolved.home), None)
-    rows = run if run and not args.dataset else args
-    setting = Setting(
-        ledger,
-        metrics=args.metric,
-        shots=args.num_fewshot,
-        use_hf=args.use_hf,
-        columns=args.columns,
-        seed=args.data_seed,
-        trained=Trained(
-            rows.dataset, rows.data_seed, rows.dataset_shuffle, 0.0 if rows.val_dataset else rows.split_dataset_ratio
-        )
-        if rows.dataset
-        else None,
-        name=args.model_name or (run.model_name if run else None),
-        author=args.model_author or (run.model_author if run else None),
-        judge_url=args.judge_url,
-        judge_model=args.judge_model,
-    )
-    tasks = []
-    for text in args.eval_dataset:
-        task, count = make_task(text, setting)
-        tasks.append((task, min(count, args.eval_limit or count)))
-    names = [task.name for task, _ in tasks]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(
-            f"--eval_dataset: two tasks are called {' and '.join(sorted(twice))}.", "Rename one of the files."
-        )
-    if ledger.aside:
-        say(ledger.summary())
-        ledger.write(Path(args.eval_output_dir) / "set_aside.jsonl")
-    return tasks
 
 
 def _evaluate(
@@ -127,9 +90,9 @@ def _evaluate(
     with candidate.asker() as asker:
         for (task, count), results, answered in zip(tasks, report.results, keys, strict=True):
             with Kept(candidate.folder / f"{task.name}.jsonl") as answers:
-                asker.answer(task, count, answers)
-                results.append(score(task, count, asker, answers))
-            answered.append({a.question.id: a.key for a in asker.prompts(task, count) if a.sample == 0})
+                asker.answer(task, range(count), answers)
+                results.append(score(task, range(count), asker, answers))
+            answered.append({a.question.id: a.key for a in asker.prompts(task, range(count)) if a.sample == 0})
         if args.compare:
             with Kept(candidate.folder / "latency.jsonl") as kept:
                 latency = time_answers(*tasks[0], asker, kept)

@@ -60,15 +60,15 @@ class Asker:
     batch: int = 1
     max_prompt: int | None = None
 
-    def prompts(self, task: Task, count: int) -> Iterator[Asked]:
-        """The first ``count`` questions of a task as prompts, in order."""
-        for index in range(count):
+    def prompts(self, task: Task, chosen: range) -> Iterator[Asked]:
+        """The chosen questions of a task as prompts, in order."""
+        for index in chosen:
             question = task[index]
             for sample in range(self.samples):
                 yield self._prompt(task, question, index, sample)
 
     def answer(
-        self, task: Task, count: int, answers: Kept, *, stop: StopRequest | None = None, quiet: bool = False
+        self, task: Task, chosen: range, answers: Kept, *, stop: StopRequest | None = None, quiet: bool = False
     ) -> bool:
         """Answers what is not answered yet, and writes each answer as soon as it is there.
 
@@ -80,8 +80,8 @@ class Asker:
         """
         waiting: list[Asked] = []
         with progress(quiet=quiet) as bar:
-            row = bar.add_task(f"{task.name}: answering", total=count * self.samples)
-            for asked in self.prompts(task, count):
+            row = bar.add_task(f"{task.name}: answering", total=len(chosen) * self.samples)
+            for asked in self.prompts(task, chosen):
                 if stop:
                     return False
                 if asked.key in answers:

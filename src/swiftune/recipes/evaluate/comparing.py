@@ -115,7 +115,9 @@ def most_different(
 
 def time_answers(task: Task, count: int, asker: Asker, kept: Kept) -> Latency | None:
     """Asks some questions one by one; ``None`` where none can be asked. What was measured before is read."""
-    prompts = [asked.request for asked in asker.prompts(task, min(count, TIMED + 1)) if asked.request is not None]
+    prompts = [
+        asked.request for asked in asker.prompts(task, range(min(count, TIMED + 1))) if asked.request is not None
+    ]
     if not prompts:
         return None
     key = hashlib.sha256(json.dumps([list(p.prompt_ids) for p in prompts]).encode()).hexdigest()[:20]

@@ -65,8 +65,8 @@ class Result:
         return Figure(self.value(name), low, high, "wilson" if shares else "bootstrap", len(kept_ND))
 
 
-def score(task: Task, count: int, asker: Asker, answers: Kept, *, quiet: bool = False) -> Result:
-    """The result of the first ``count`` questions, all of which are answered.
+def score(task: Task, chosen: range, asker: Asker, answers: Kept, *, quiet: bool = False) -> Result:
+    """The result of the chosen questions, all of which are answered.
 
     Scores are kept beside the answers: those of an answer that was scored before are read.
 
@@ -78,8 +78,8 @@ def score(task: Task, count: int, asker: Asker, answers: Kept, *, quiet: bool = 
     part = hashlib.sha256(task.key.encode()).hexdigest()[:8]
     path = answers.path.with_name(f"{answers.path.stem}.scores-{part}.jsonl")
     with Kept(path) as scores, progress(quiet=quiet) as bar:
-        row = bar.add_task(f"{task.name}: scoring", total=count * asker.samples)
-        for asked, judged in _judged(task, asker.prompts(task, count), answers, scores):
+        row = bar.add_task(f"{task.name}: scoring", total=len(chosen) * asker.samples)
+        for asked, judged in _judged(task, asker.prompts(task, chosen), answers, scores):
             by_question[asked.question.id].append(judged)
             bar.advance(row)
     for question, several in by_question.items():
@@ -89,9 +89,9 @@ def score(task: Task, count: int, asker: Asker, answers: Kept, *, quiet: bool = 
                 combined = np.sum(values, 0) / (len(values) if task.figures[name] is statistics.mean else 1)
                 result.kept[name][question] = combined.tolist()
     _pass_at(result, by_question, asker.samples)
-    without = count - len(result.kept[next(iter(task.figures))])
+    without = len(chosen) - len(result.kept[next(iter(task.figures))])
     if without:
-        warn(f"{task.name}: {without} of {count} answers could not be scored; {path} says why. They count for nothing.")
+        warn(f"{task.name}: {without} of {len(chosen)} answers could not be scored, and count for nothing: see {path}.")
     return result
 
 
