@@ -179,7 +179,7 @@ def test_a_task_that_is_nowhere_is_told_with_the_nearest(tmp_path: Path, monkeyp
 
 def test_a_benchmark_with_other_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"prompt": "1+1?", "solution": "2"}\n')
-    with pytest.raises(DataError, match=r"test.jsonl:1 has no answer; its columns are prompt, solution"):
+    with pytest.raises(DataError, match=r"test.jsonl:1 has no question; its columns are prompt, solution"):
         Gsm8k(tmp_path, shots=0)
     (tmp_path / "test.jsonl").write_text('{"question": "1+1?",\n')
     with pytest.raises(DataError, match="test.jsonl"):

@@ -59,7 +59,8 @@ def test_rouge_is_that_of_rouge_scores_command(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "rouge_score.rouge", "--rouge_types=rouge1,rouge2,rougeL"]
     files = ["--target_filepattern=ref", "--prediction_filepattern=hyp", "--output_filename=out.csv"]
     subprocess.run([*command, *files, "--use_stemmer=false"], cwd=tmp_path, check=True, capture_output=True)
-    told = {row["score_type"]: float(row["mid"]) for row in csv.DictReader((tmp_path / "out.csv").open())}
+    with (tmp_path / "out.csv").open() as file:
+        told = {row["score_type"]: float(row["mid"]) for row in csv.DictReader(file)}
     found = figures(PAIRS, "rouge")
     # Its command rounds, and gives the middle of a bootstrap instead of the mean.
     for name, theirs in (("rouge-1", "rouge1-F"), ("rouge-2", "rouge2-F"), ("rouge-l", "rougeL-F")):

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> Engine:
     """The engine that ``--infer_backend`` names, with the model and its adapters loaded."""
     from swiftune.generate.transformers_engine import TransformersEngine
+
+    return TransformersEngine(
+        load_for_inference(args, opened, adapters),
+        opened.tokenizer,
+        stop_ids=opened.renderer.stop_ids,
+        max_batch_size=args.max_batch_size,
+    )
+
+
+def load_for_inference(args: InferArguments, opened: Opened, adapters: list[Path]) -> PreTrainedModel | PeftModel:
+    """The model with its adapters, in the dtype that was asked for or that is fast here."""
     from swiftune.models.load import load_model
     from swiftune.tuners import load_adapter, load_weighted_sum
 
@@ -35,12 +46,5 @@ def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> E
         trust_remote_code=args.trust_remote_code,
     )
     if len(adapters) > 1:
-        tuned: PreTrainedModel | PeftModel = load_weighted_sum(model, adapters, args.adapter_weights)
-    else:
-        tuned = load_adapter(model, adapters[0]) if adapters else model
-    return TransformersEngine(
-        tuned,
-        opened.tokenizer,
-        stop_ids=opened.renderer.stop_ids,
-        max_batch_size=args.max_batch_size,
-    )
+        return load_weighted_sum(model, adapters, args.adapter_weights)
+    return load_adapter(model, adapters[0]) if adapters else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ class Evaluator:
         Returns:
             ``None`` where the evaluation was cut short by Ctrl-C.
         """
-        parts = [self._loss] if self.data.val else []
+        parts: list[Callable[[int, StopRequest], dict[str, float] | None]] = [self._loss] if self.data.val else []
         parts += [self._scores] if self.data.val and self.args.predict_with_generate else []
         parts += [self._tasks] if self.tasks else []
         metrics: dict[str, float] = {}
@@ -96,7 +97,7 @@ class Evaluator:
             shares = gather_object(own) if processes > 1 else own
             if result is None or None in shares:
                 return None
-            for each in shares:
+            for each in filter(None, shares):
                 for figure, kept in each.items():
                     result.kept[figure] |= kept
             for number, figure in enumerate(f for f in result.totals if result.kept[f]):

@@ -43,7 +43,7 @@ def bleu(answer: str, reference: str, *, chinese: bool = False) -> Scores:
 
 def bleu_of(sums_D: Array, _count: int) -> float:
     """Corpus BLEU (not a mean of sentences' BLEU) from the sums of ``bleu``."""
-    return text_metrics.bleu_from(sums_D)
+    return text_metrics.bleu_from(sums_D.tolist())
 
 
 FIGURES: dict[str, dict[str, Total]] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftune.config import EvalArguments, InferArguments
+from swiftune.config.values import RECORDED
 from swiftune.errors import ArgumentsError
 from swiftune.generate.engine import Engine
 from swiftune.recipes.checkpoint_args import Resolved, checkpoint_in, resolve
@@ -46,10 +47,7 @@ class Candidate:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with its weights, and with how they are run."""
-        from swiftune import hub
-
-        args = self.resolved.args
-        folder = hub.find_model(args.model, use_hf=args.use_hf, revision=args.model_revision)
+        args, folder = self.resolved.args, self.opened.folder
         weights = [file for place in (folder, *self.resolved.adapters) for file in sorted(place.glob("*.safetensors"))]
         about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         run = [args.torch_dtype, args.infer_backend, args.attn_impl, args.adapter_weights, args.template, args.system]
@@ -122,7 +120,7 @@ def _infer(args: EvalArguments, **more: Any) -> InferArguments:
     given = {name: getattr(args, name) for name in args.model_fields_set if name in InferArguments.model_fields}
     for name in ("temperature", "max_batch_size"):
         given[name] = getattr(args, name)
-    return InferArguments(**{**given, "load_data_args": True, **more})
+    return InferArguments.model_validate({**given, "load_data_args": True, **more}, context=RECORDED)
 
 
 def _named(text: str) -> tuple[str, str]:

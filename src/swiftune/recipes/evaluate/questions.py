@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,5 +52,7 @@ def tasks_of(
         raise DataError(f"--eval_dataset: two tasks are called {' and '.join(twice)}.", "Rename one of the files.")
     if ledger.aside:
         say(ledger.summary())
+        with suppress(OSError):  # the next line says what is wrong
+            aside.parent.mkdir(parents=True, exist_ok=True)
         ledger.write(aside)
     return tasks
