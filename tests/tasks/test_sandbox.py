@@ -146,3 +146,20 @@ def test_several_run_at_once() -> None:
     for thread in threads:
         thread.join()
     assert [outcome.passed for outcome in outcomes] == [True] * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can be put into such a container")
+def test_where_the_kernel_gives_no_namespaces_nothing_runs_as_root() -> None:
+    """As in a container: root, but without the right to make namespaces."""
+    script = (
+        "from swiftune.tasks.sandbox import Limits, run\nfrom swiftune.errors import RunError\n"
+        "try: print(run('import os; assert os.getuid() != 0').passed, run('while True: pass', Limits(1)).passed)\n"
+        "except RunError as error: print('refused', error)"
+    )
+    bounds = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = subprocess.run([*bounds, sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    if done.stdout.startswith("refused"):
+        assert "only root can read" in done.stdout
+    else:
+        assert done.stdout.split() == ["True", "False"]
+        assert "within limits on time" in done.stderr.replace("\n", " ")

@@ -22,8 +22,8 @@ def evaluate(args: EvalArguments) -> None:
     if args.eval_backend == "lm_eval":
         from swiftune.recipes.evaluate.harness import evaluate_with_harness
 
-        table, folder = evaluate_with_harness(args)
-        print(table)
+        text, folder = evaluate_with_harness(args)
+        print(text)
         say(f"Answers and figures are in {folder}")
         return
     from swiftune.recipes import evaluate as recipe

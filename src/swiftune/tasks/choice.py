@@ -33,6 +33,7 @@ class Choice(Listed):
 
     def __init__(self, place: Path, *, subset: str | None = None, shots: int | None = None) -> None:
         shots = SHOTS if shots is None else shots
+        rows = rows_of(place, self.splits, subset)
         examples: dict[str, list[Message]] = defaultdict(list)
         for row in rows_of(place, ["dev"], subset) if shots and place.is_dir() else []:
             turns = examples[_subject(row)]
@@ -41,7 +42,7 @@ class Choice(Listed):
         super().__init__(
             [
                 Question(str(number), [*examples[_subject(row)], self._user(row)], _letter(row))
-                for number, row in enumerate(rows_of(place, self.splits, subset))
+                for number, row in enumerate(rows)
             ]
         )
 

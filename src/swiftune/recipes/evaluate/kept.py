@@ -25,9 +25,13 @@ class Kept:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
-            self._read()
         except OSError as error:
             raise self._unusable(error) from error
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Kept:
         return self
