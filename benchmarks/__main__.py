@@ -6,5 +6,5 @@
 import subprocess
 import sys
 
-for name in ("training", "lora_layers", "loss", "attention", "startup", "tokenizing"):
+for name in ("training", "lora_layers", "loss", "attention", "startup", "tokenizing", "serving"):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

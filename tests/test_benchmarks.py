@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import attention, lora_layers, loss, measure, quality, startup, tokenizing, training
+from benchmarks import attention, lora_layers, loss, measure, quality, serving, startup, tokenizing, training
 
 from tests.recipes.chats import chats
 
@@ -105,3 +105,10 @@ def test_tokenizing_is_timed_on_the_rows_it_names(tiny_qwen2: Path, tmp_path: Pa
     assert row["rows"] == 12
     assert row["times plain"] == pytest.approx(row["tokenize rows/s"] / row["plain rows/s"])
     assert row["both rows/s"] < row["tokenize rows/s"]
+
+
+def test_serving_is_timed_for_every_client(tiny_qwen2: Path) -> None:
+    rows = serving.run([1, 3], model=str(tiny_qwen2), tokens=4, dtype=torch.float32).rows
+    assert [(row["clients"], row["by"]) for row in rows] == [(n, name) for n in (1, 3) for name in serving.CONTENDERS]
+    assert all(0 < row["first token"] <= row["worst first"] and row["tokens/s"] > 0 for row in rows)
+    assert rows[0]["times one by one"] == 1

@@ -21,11 +21,14 @@ def open_engine(args: InferArguments, opened: Opened, adapters: list[Path]) -> E
     """The engine that ``--infer_backend`` names, with the model and its adapters loaded."""
     from swiftune.generate.transformers_engine import TransformersEngine
 
+    model = load_for_inference(args, opened, adapters)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
     return TransformersEngine(
-        load_for_inference(args, opened, adapters),
+        model,
         opened.tokenizer,
         stop_ids=opened.renderer.stop_ids,
         max_batch_size=args.max_batch_size,
+        pack=model.device.type == "cpu" and hardware.free_memory(model.device) > 4 * weights,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from swiftune.generate.transformers_engine import TransformersEngine
+    from swiftune.recipes.evaluate.asking import Asker
+    from swiftune.recipes.evaluate.scoring import Result
     from swiftune.tasks.task import Task
     from swiftune.train.lanes import Lanes
     from swiftune.train.objective import SupervisedObjective
@@ -68,41 +71,45 @@ class Evaluator:
 
     def _tasks(self, step: int, stop: StopRequest) -> dict[str, float] | None:
         """The figures of the tasks, each process asking its share of their questions."""
-        from accelerate.utils import gather_object
-
         from swiftune.recipes.evaluate.asking import Asker
-        from swiftune.recipes.evaluate.kept import Kept
-        from swiftune.recipes.evaluate.scoring import score
         from swiftune.recipes.infer import sampling_of
 
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
         sampling = sampling_of(self.args, self.args.seed)
         if "max_new_tokens" not in self.args.model_fields_set:  # a task knows how long its answers are
             sampling = replace(sampling, max_new_tokens=None)
-        asker = Asker(
-            self._engine, self.opened.renderer, sampling, batch=self.args.per_device_eval_batch_size, max_prompt=None
-        )
         figures: dict[str, float] = {}
-        for task, count in self.tasks:
-            name = task.name if processes == 1 else f"{task.name}.{process}"
-            path = self.run / f"eval-{step}" / f"{name}.jsonl"
-            for stale in path.parent.glob(f"{name}.*jsonl"):
-                stale.unlink()  # of a run that was resumed from before this step
-            share = range(process, count, processes)
-            with Kept(path) as answers:
-                with self.objective.generating(), self.accelerator.autocast():
-                    done = asker.answer(task, share, answers, stop=stop, quiet=process > 0)
-                result = score(task, share, asker, answers, quiet=process > 0) if done else None
-            own = [result.kept if result else None]
-            shares = gather_object(own) if processes > 1 else own
-            if result is None or None in shares:
-                return None
-            for each in filter(None, shares):
-                for figure, kept in each.items():
-                    result.kept[figure] |= kept
-            for number, figure in enumerate(f for f in result.totals if result.kept[f]):
-                figures[f"eval_{task.name}{f'_{figure}' if number else ''}"] = result.value(figure)
+        with self.objective.generating(), closing(self._engine()) as engine:
+            asker = Asker(lambda: engine, self.opened.renderer, sampling, batch=self.args.per_device_eval_batch_size)
+            for task, count in self.tasks:
+                result = self._result(task, count, asker, self.run / f"eval-{step}", stop)
+                if result is None:
+                    return None
+                for number, figure in enumerate(name for name in result.totals if result.kept[name]):
+                    figures[f"eval_{task.name}{f'_{figure}' if number else ''}"] = result.value(figure)
         return figures
+
+    def _result(self, task: Task, count: int, asker: Asker, folder: Path, stop: StopRequest) -> Result | None:
+        from accelerate.utils import gather_object
+
+        from swiftune.recipes.evaluate.kept import Kept
+        from swiftune.recipes.evaluate.scoring import score
+
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share, quiet = range(process, count, processes), process > 0
+        name = task.name if processes == 1 else f"{task.name}.{process}"
+        for stale in folder.glob(f"{name}.*jsonl"):
+            stale.unlink()  # of a run that was resumed from before this step
+        with Kept(folder / f"{name}.jsonl") as answers:
+            done = asker.answer(task, share, answers, stop=stop, quiet=quiet)
+            result = score(task, share, asker, answers, quiet=quiet) if done else None
+        own = [result.kept if result else None]
+        shares = gather_object(own) if processes > 1 else own
+        if result is None or None in shares:
+            return None
+        for each in filter(None, shares):
+            for figure, kept in each.items():
+                result.kept[figure] |= kept
+        return result
 
     def _engine(self) -> TransformersEngine:
         from swiftune.generate.transformers_engine import TransformersEngine
@@ -112,6 +119,7 @@ class Evaluator:
             self.opened.tokenizer,
             stop_ids=self.opened.renderer.stop_ids,
             max_batch_size=self.args.per_device_eval_batch_size,
+            within=self.accelerator.autocast,
         )
 
     def _scores(self, step: int, stop: StopRequest) -> dict[str, float] | None:
@@ -138,7 +146,7 @@ class Evaluator:
             max_prompt=self.args.max_length,
             ledger=ledger,
         )
-        with self.objective.generating(), self.accelerator.autocast():
+        with self.objective.generating():
             answers.fill(mine, stream=False, stop=stop)
         own = [(bool(stop), answers.pairs)]
         shares = gather_object(own) if processes > 1 else own

@@ -57,6 +57,23 @@ def load_adapter(model: PreTrainedModel, path: Path, *, trainable: bool = False)
     return in_float32(wrapped) if trainable else wrapped
 
 
+def add_adapter(model: PreTrainedModel | PeftModel, path: Path, name: str) -> PeftModel:
+    """Puts the adapter in ``path`` beside those that ``model`` has, under ``name``.
+
+    Raises:
+        AdapterError: see ``load_adapter``.
+    """
+    from peft import PeftModel
+
+    def put() -> PeftModel:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        model.load_adapter(str(path), adapter_name=name)
+        return model
+
+    return _checked(put, path, name)
+
+
 def in_float32(model: PeftModel) -> PeftModel:
     """Holds all that is trained in float32, in place: in 16 bits small updates would be rounded away."""
     for parameter in model.parameters():
@@ -81,12 +98,7 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
     names = ["default"]
     for path in paths[1:]:
         name = f"adapter_{len(names) + 1}"
-
-        def put(path: Path = path, name: str = name) -> PeftModel:
-            wrapped.load_adapter(str(path), adapter_name=name)
-            return wrapped
-
-        _checked(put, path, name)
+        add_adapter(wrapped, path, name)
         names.append(name)
     wrapped.add_weighted_adapter(names, list(weights), "weighted_sum", combination_type="cat")
     wrapped.set_adapter("weighted_sum")
