@@ -165,6 +165,16 @@ def test_a_benchmark_is_found_in_the_mirror_and_by_path(tmp_path: Path, monkeypa
     assert (len(task), count) == (20, 5)
 
 
+@pytest.mark.parametrize(("name", "count"), [("fidelity", 56), ("fidelity#7", 7), ("fidelity=MORE#2", 2)])
+def test_fidelity_asks_as_many_as_are_wanted(name: str, count: int, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"question": "What is the capital of Peru?", "answer": "Lima"}\n' * 3)
+    task, asked = make_task(name.replace("MORE", str(more)), Setting(Ledger()))
+    assert asked == count
+    assert task.name == "fidelity"
+    assert next(iter(task.figures)) == ("rouge-l" if "MORE" in name else "contains")
+
+
 def test_a_task_that_is_nowhere_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWIFT_LOCAL_HUB", str(tmp_path))
     monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / "cache"))

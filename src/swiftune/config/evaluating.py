@@ -53,8 +53,8 @@ def task_label(text: str) -> str:
     """
     name = re.sub(r"#[0-9.]+%?$", "", text)
     task, mark, _ = name.partition("=")
-    if mark and re.fullmatch(r"\w+", task):
-        return task
+    if mark and re.fullmatch(r"\w+(:[\w-]+)?", task):
+        return task.replace(":", "-")
     return re.sub(r"[^\w.-]+", "-", re.sub(r"(\.(jsonl?|csv|parquet|gz|zst))+(?=$|:)", "", PurePath(name).name))
 
 

@@ -17,10 +17,12 @@ from swiftune.data.load import load_samples, split
 from swiftune.data.names import DatasetName
 from swiftune.data.store import SampleStore
 from swiftune.errors import NotFoundError, UsageError
+from swiftune.runtime.console import warn
 from swiftune.tasks import gsm8k, humaneval, own
 from swiftune.tasks.benchmark_files import Source
 from swiftune.tasks.choice import CEval, Mmlu
 from swiftune.tasks.judge import RemoteJudge
+from swiftune.tasks.metrics import FIGURES
 from swiftune.tasks.own_metric import OwnMetric
 from swiftune.tasks.rows import Judge, Rows
 from swiftune.tasks.task import Task
@@ -46,6 +48,7 @@ class Trained:
     shuffle: bool
     held_back: float
     """Share of them that was not trained on."""
+    columns: dict[str, str] | None
 
 
 @dataclass
@@ -78,7 +81,7 @@ def make_task(text: str, setting: Setting) -> tuple[Task, int]:
         DataError: its rows cannot be used.
     """
     word, mark, where = text.partition("=")
-    if not (mark and re.fullmatch(r"\w+", word)):
+    if not (mark and re.fullmatch(r"\w+(:[\w-]+)?", word)):
         word, where = text, ""
     name = DatasetName.parse(word if not where else f"{word}{_count(where)}")
     where = where.removesuffix(_count(where))
@@ -87,7 +90,9 @@ def make_task(text: str, setting: Setting) -> tuple[Task, int]:
         task = make(source.find(where, use_hf=setting.use_hf), name.subset, setting.shots)
         task.name = task_label(text)
         return task, min(name.rows_of(len(task)), len(task))
-    rows = _own(text, name, where, setting) or _rows(text, name, setting)
+    if about := _own(text, name, where, setting):
+        return about, min(name.rows_of(len(about)), len(about))
+    rows = _rows(text, name, setting)
     return rows, len(rows)
 
 
@@ -101,8 +106,12 @@ def _own(text: str, name: DatasetName, where: str, setting: Setting) -> Rows | N
             )
         return own.identity_accuracy(_trained(setting.trained, setting), _who(setting))
     if name.id == "fidelity":
-        rows = _samples([f"{where}{_count(text)}" if where else str(own.GENERAL)], setting)
-        trained = _trained(setting.trained, setting) if setting.trained else None
+        rows = _samples([where or str(own.GENERAL)], setting)
+        try:
+            trained = _trained(setting.trained, setting) if setting.trained else None
+        except NotFoundError as error:
+            warn(f"fidelity: whether its questions were trained on is not known. {error.what}")
+            trained = None
         return own.fidelity(rows, trained, own=not where)
     if where:
         raise NotFoundError(f"--eval_dataset {text}: there is no task {name.id}.", _nearest(name.id))
@@ -125,8 +134,10 @@ def _rows(text: str, name: DatasetName, setting: Setting) -> Rows:
             assert setting.judge_url
             assert setting.judge_model
             judges["judge"] = RemoteJudge(setting.judge_url, setting.judge_model)
-        elif metric.endswith(".py") or ":" in metric:
+        elif ":" in metric:
             function = OwnMetric.load(metric)
+            if function.name in FIGURES:
+                raise UsageError(f"--metric {metric}: {function.name} is a metric of ours.", "Rename the function.")
             judges[function.name] = function
             metric = function.name
         metrics.append(metric)
@@ -136,21 +147,21 @@ def _rows(text: str, name: DatasetName, setting: Setting) -> Rows:
     return Rows(task_label(text), samples, metrics, who=who, judges=judges, key=key)
 
 
-def _samples(names: Sequence[str], setting: Setting, *, seed: int | None = None, shuffle: bool = False) -> SampleStore:
+def _samples(names: Sequence[str], setting: Setting, trained: Trained | None = None) -> SampleStore:
     return load_samples(
         names,
         partial(hub.find_dataset, use_hf=setting.use_hf),
         ledger=setting.ledger,
-        columns=setting.columns,
-        seed=setting.seed if seed is None else seed,
-        shuffle=shuffle,
+        columns=trained.columns if trained else setting.columns,
+        seed=trained.seed if trained else setting.seed,
+        shuffle=trained.shuffle if trained else False,
         identity=Identity.of(setting.name, setting.author),
     )
 
 
 def _trained(trained: Trained, setting: Setting) -> SampleStore:
     try:
-        rows = _samples(trained.dataset, setting, seed=trained.seed, shuffle=trained.shuffle)
+        rows = _samples(trained.dataset, setting, trained)
     except NotFoundError as error:
         raise NotFoundError(f"What the model was trained on is not there any more. {error.what}", error.cure) from error
     return split(rows, trained.held_back, trained.seed)[0]

@@ -39,7 +39,7 @@ def tasks_of(
         use_hf=args.use_hf,
         columns=args.columns,
         seed=args.data_seed,
-        trained=Trained(rows.dataset, rows.data_seed, rows.dataset_shuffle, held_back) if rows else None,
+        trained=Trained(rows.dataset, rows.data_seed, rows.dataset_shuffle, held_back, rows.columns) if rows else None,
         name=args.model_name or (run.model_name if run else None),
         author=args.model_author or (run.model_author if run else None),
         judge_url=args.judge_url,
