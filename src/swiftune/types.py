@@ -105,3 +105,5 @@ class MicroBatch:
     """Counted from 0 in every sequence."""
     cu_seqlens: list[int]
     """Where each sequence starts, and T at the end (flash attention's ``cu_seqlens``)."""
+    shared: int = 0
+    """If not 0: tokens of the first sequence, with which every other one begins, so that those are left out there."""

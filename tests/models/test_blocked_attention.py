@@ -88,3 +88,17 @@ def test_the_precision_of_other_products_is_left_as_it_was() -> None:
     q, k, v, _ = inputs(20, 2, 1, torch.bfloat16)
     blocked_attention(q, k, v, [0, 20], SCALE)
     assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shared", [1, 9, QUERIES + 3])
+@pytest.mark.parametrize("lengths", [[5], [QUERIES, 3], [1, KEEP, 2 * QUERIES + 5]], ids=str)
+def test_a_shared_beginning_stands_before_every_sequence(lengths: list[int], shared: int) -> None:
+    bounds = [0, *accumulate([shared, *lengths])]
+    q, k, v, g = inputs(bounds[-1], 4, 2, torch.float64)
+    got = blocked_attention(q, k, v, bounds, SCALE, shared)
+    whole = [torch.cat([torch.arange(shared), torch.arange(a, b)]) for a, b in pairwise(bounds[1:])]
+    parts = [reference(*(x[:, at] for x in (q, k, v)), [0, len(at)]) for at in whole]
+    expected = torch.cat([parts[0][:shared], *(part[shared:] for part in parts)])
+    torch.testing.assert_close(got, expected)
+    for one, other in zip(*(torch.autograd.grad(out, (q, k, v), g) for out in (got, expected)), strict=True):
+        torch.testing.assert_close(one, other)

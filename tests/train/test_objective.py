@@ -124,3 +124,54 @@ def test_a_model_whose_rows_see_each_other_is_refused() -> None:
     config = FalconConfig(vocab_size=600, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ModelError, match="cannot be trained on packed rows"):
         SupervisedObjective(FalconForCausalLM(config))
+
+
+def beginning_alike(seed: int, count: int, shared: int) -> list[Row]:
+    """Random rows, all of which begin with the same ``shared`` tokens, not supervised."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(10, 40, shared).astype(np.int32)
+    rows = []
+    for row in random_rows(seed, count):
+        ids = np.concatenate([start, row.ids_T])
+        labels = np.concatenate([np.full(shared + 1, IGNORE, np.int32), row.labels_T[1:]])
+        rows.append(Row(ids, labels, (len(ids),)))
+    return rows
+
+
+@pytest.mark.parametrize("shared", [3, 9, 40])
+def test_a_shared_beginning_changes_neither_loss_nor_gradient(folder: Path, shared: int) -> None:
+    rows = beginning_alike(5, 6, shared)
+    results = []
+    for share in (False, True):
+        objective = SupervisedObjective(load_model(folder, dtype=torch.float32))
+        assert objective.shares
+        batch = pack(rows, CPU, share=share)
+        assert batch.shared == (shared if share and shared >= 8 else 0)
+        sums = objective(batch)
+        sums.loss.backward()
+        results.append((sums, {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}))
+    (one, grads), (other, shared_grads) = results
+    torch.testing.assert_close(one.loss, other.loss)
+    assert one.correct == other.correct
+    assert relative_difference(grads, shared_grads) < 1e-5
+
+
+def test_what_is_supervised_is_not_shared() -> None:
+    rows = beginning_alike(6, 3, 20)
+    rows[1].labels_T[12] = rows[1].ids_T[12]  # predicted at position 11, from which each row may predict its own
+    batch = pack(rows, CPU, share=True)
+    assert batch.shared == 11
+    alone = [len(row.ids_T) - 11 for row in rows]
+    assert batch.cu_seqlens[:5] == [0, *np.cumsum([11, *alone]).tolist()]
+    assert batch.position_ids_1T[0, 11] == 11
+    assert int((batch.labels_1T != IGNORE).sum()) == sum(row.supervised for row in rows)
+
+
+def test_a_model_with_a_window_does_not_share(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=16,
+    )  # fmt: skip
+    assert not SupervisedObjective(MistralForCausalLM(config)).shares

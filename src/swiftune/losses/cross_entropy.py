@@ -20,7 +20,9 @@ import torch
 ALIGN = 32
 """Positions are filled up to a multiple of this: oneDNN builds, and keeps, kernels for every new number of them."""
 BLOCK_VALUES = {"cpu": 2**23}
-"""Logits of a block: on a CPU as many as stay near its cores. 2²⁷ elsewhere."""
+"""Logits of a block; 2²⁷ where it is no CPU."""
+WIDE_VALUES = {"cpu": 2**20}
+"""Logits in float32 at once: on a CPU as many as stay near its cores. All of a block elsewhere."""
 
 
 def linear_cross_entropy(
@@ -47,6 +49,12 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden_SD, labels_S, head, positions, learns, *head_parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def block_bytes(vocabulary: int, device: str, width: int) -> int:
+    """Bytes of a block: its logits and their gradient, ``width`` bytes each; in float32 the scores and their softmax."""
+    values = block_positions(vocabulary, device) * vocabulary
+    return 2 * values * width + 2 * min(values, WIDE_VALUES.get(device, values)) * 4
+
+
 def block_positions(vocabulary: int, device: str) -> int:
     """Positions whose logits are held at once."""
     fitting = BLOCK_VALUES.get(device, 2**27) // vocabulary // ALIGN * ALIGN
@@ -68,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         correct = labels_S.new_zeros(())
         hidden_grad_SD = torch.empty_like(hidden_SD) if learns else None
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters] if learns else []
-        scratch: list[torch.Tensor] = []
+        scratch: dict[str, torch.Tensor] = {}
         for block, filled_ND, labels_N in _blocks(hidden_SD, labels_S, positions):
             with torch.set_grad_enabled(learns):
                 logits_NV = head(filled_ND.requires_grad_(learns))
@@ -103,23 +111,27 @@ def _blocks(
 
 
 def _block(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor, learns: bool, scratch: list[torch.Tensor]
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, learns: bool, scratch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Loss, right predictions, and the gradient of the logits; logits beyond the labels count for nothing."""
-    filled, n = len(logits_NV), len(labels_N)
+    size = max(1, WIDE_VALUES.get(logits_NV.device.type, logits_NV.numel()) // logits_NV.shape[1])
     if not scratch:
-        scratch += [torch.empty_like(logits_NV, dtype=torch.float32) for _ in range(2)]
-    scores_NV, weights_NV = (x[:filled] for x in scratch)
-    scores_NV.copy_(logits_NV)
-    torch.softmax(scores_NV, dim=-1, out=weights_NV)
-    at = labels_N[:, None]
-    own_N = scores_NV[:n].gather(1, at)[:, 0]
-    best_N = scores_NV[:n].amax(dim=-1)
-    loss = (best_N - weights_NV[:n].amax(dim=-1).log() - own_N).sum()
-    correct = (own_N == best_N).sum()
-    if not learns:
-        return loss, correct, None
-    weights_NV[:n].scatter_add_(1, at, weights_NV.new_full((n, 1), -1.0))
-    if n < filled:
-        weights_NV[n:] = 0.0
-    return loss, correct, weights_NV.to(logits_NV.dtype)
+        wide = torch.empty_like(logits_NV[:size], dtype=torch.float32)
+        scratch |= {"scores": wide, "weights": torch.empty_like(wide), "grad": torch.empty_like(logits_NV)}
+    grad_NV = scratch["grad"][: len(logits_NV)]
+    losses, corrects = [], []
+    for start in range(0, len(labels_N), size):
+        part = slice(start, min(start + size, len(labels_N)))
+        n = part.stop - start
+        scores_nV, weights_nV = scratch["scores"][:n], scratch["weights"][:n]
+        scores_nV.copy_(logits_NV[part])
+        torch.softmax(scores_nV, dim=-1, out=weights_nV)
+        at = labels_N[part, None]
+        own_n1, best_n1 = scores_nV.gather(1, at), scores_nV.amax(dim=-1, keepdim=True)
+        losses.append((best_n1 - weights_nV.amax(dim=-1, keepdim=True).log() - own_n1).sum())
+        corrects.append((own_n1 == best_n1).sum())
+        if learns:
+            weights_nV.scatter_add_(1, at, weights_nV.new_full((n, 1), -1.0))
+            grad_NV[part] = weights_nV
+    grad_NV[len(labels_N) :] = 0.0
+    return torch.stack(losses).sum(), torch.stack(corrects).sum(), grad_NV if learns else None

@@ -31,6 +31,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     cu_seqlens: list[int] | None = None,
+    shared: int = 0,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -42,6 +43,7 @@ def packed_attention(
 
     Args:
         cu_seqlens: where each sequence starts, and T at the end.
+        shared: tokens of the first sequence, if they stand before every other one, too: plain attention on a CPU only.
         sliding_window: tokens that a query may look back, itself included.
         softcap: scores become ``softcap * tanh(scores / softcap)`` (Gemma 2, arXiv:2408.00118, section 2).
 
@@ -50,6 +52,8 @@ def packed_attention(
     """
     if s_aux is not None:
         raise NotImplementedError(f"{type(module).__name__} uses attention sinks, which packed training does not know")
+    if shared and (query_BHTD.device.type != "cpu" or sliding_window is not None or softcap is not None or dropout):
+        raise NotImplementedError("a shared beginning is for plain attention on a CPU")
     assert attention_mask is None
     bounds = cu_seqlens or [0, query_BHTD.shape[2]]
     lengths = [end - start for start, end in pairwise(bounds)]
@@ -58,7 +62,7 @@ def packed_attention(
         scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
         # With float32 weights under autocast the rotated queries and keys are in float32, the values are not.
         q, k, v = (x[0].to(value_BKTD.dtype) for x in (query_BHTD, key_BKTD, value_BKTD))
-        return blocked_attention(q, k, v, bounds, scale)[None], None
+        return blocked_attention(q, k, v, bounds, scale, shared)[None], None
     if softcap is None and not dropout and _has_varlen(query_BHTD.device, value_BKTD.dtype):
         q, k, v = (x[0].transpose(0, 1).to(value_BKTD.dtype) for x in (query_BHTD, key_BKTD, value_BKTD))
         return _varlen(q, k, v, tuple(bounds), scaling, window)[None], None

@@ -29,28 +29,45 @@ KEEP = 512
 
 
 def blocked_attention(
-    query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, bounds: list[int], scale: float
+    query_HTD: torch.Tensor,
+    key_KTD: torch.Tensor,
+    value_KTD: torch.Tensor,
+    bounds: list[int],
+    scale: float,
+    shared: int = 0,
 ) -> torch.Tensor:
     """Causal attention within each sequence.
 
     Args:
         bounds: where each sequence starts, and T at the end.
         scale: factor of the scores.
+        shared: tokens of the first sequence, if they stand before every other one, too.
 
     Returns:
         The output, ``(T, H, D)``.
     """
     # A layer's tensors lie in memory as (T, H, D): transposed back they are contiguous.
     q, k, v = (x.transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD))
-    return _Blocked.apply(q, k, v, bounds, scale)  # type: ignore[no-any-return, no-untyped-call]
+    k, v = (_repeated(x, bounds, shared) for x in (k, v))
+    return _Blocked.apply(q, k, v, bounds, scale, shared)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _blocks(bounds: list[int]) -> Iterator[tuple[slice, slice]]:
+def _repeated(x_TKD: torch.Tensor, bounds: list[int], shared: int) -> torch.Tensor:
+    """With the shared tokens before every sequence, ``(T + (sequences - 1) shared, K, D)``."""
+    if not shared:
+        return x_TKD
+    first, *others = torch.split(x_TKD, [end - start for start, end in pairwise(bounds)])
+    return torch.cat([first, *(part for other in others for part in (first, other))])
+
+
+def _blocks(bounds: list[int], shared: int = 0) -> Iterator[tuple[slice, slice]]:
     """Queries and keys of every block; of a sequence the last block first, which sees all its keys."""
-    for start, end in pairwise(bounds):
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        before = shared if number else 0
+        ahead = number * shared  # shared tokens that were put before this sequence and those before it
         for first in reversed(range(start, end, QUERIES)):
             last = min(first + QUERIES, end)
-            yield slice(first, last), slice(start, last)
+            yield slice(first, last), slice(start + ahead - before, last + ahead)
 
 
 def kept_keys(length: int) -> float:
@@ -63,18 +80,24 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]  # it would round the scores
     def forward(
-        ctx: Any, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, bounds: list[int], scale: float
+        ctx: Any,
+        q_THD: torch.Tensor,
+        k_TKD: torch.Tensor,
+        v_TKD: torch.Tensor,
+        bounds: list[int],
+        scale: float,
+        shared: int,
     ) -> torch.Tensor:
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
         scaled_THD, wide_TKD = _scaled(q_THD, scale), _wide(k_TKD)
         kept = []
-        for queries, keys in _blocks(bounds):
+        for queries, keys in _blocks(bounds, shared):
             p = _weights(scaled_THD[queries], wide_TKD[keys]).to(q_THD.dtype)
             out_THD[queries] = _by_token(torch.bmm(p, v_TKD[keys].transpose(0, 1)), out_THD[queries])
             if ctx.needs_input_grad[0] and keys.stop - keys.start <= KEEP:
                 kept.append(p)
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, *kept)
-        ctx.bounds, ctx.scale = bounds, scale
+        ctx.bounds, ctx.scale, ctx.shared = bounds, scale, shared
         return out_THD
 
     @staticmethod
@@ -82,10 +105,11 @@ class _Blocked(torch.autograd.Function):
     def backward(ctx: Any, grad_THD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q_THD, k_TKD, v_TKD, *kept = ctx.saved_tensors
         scale, weights = ctx.scale, iter(kept)
-        again = any(keys.stop - keys.start > KEEP for _, keys in _blocks(ctx.bounds))
+        blocks = list(_blocks(ctx.bounds, ctx.shared))
+        again = any(keys.stop - keys.start > KEEP for _, keys in blocks)
         scaled_THD, wide_TKD = (_scaled(q_THD, scale), _wide(k_TKD)) if again else (q_THD, k_TKD)
         grad_q_THD, grad_k_TKD, grad_v_TKD = (torch.empty(x.shape, dtype=x.dtype) for x in (q_THD, k_TKD, v_TKD))
-        for queries, keys in _blocks(ctx.bounds):
+        for queries, keys in blocks:
             q, g = (_by_key_head(x[queries], k_TKD) for x in (q_THD, grad_THD))
             k, v = k_TKD[keys].transpose(0, 1), v_TKD[keys].transpose(0, 1)
             if keys.stop - keys.start <= KEEP:
@@ -105,7 +129,7 @@ class _Blocked(torch.autograd.Function):
                     total.copy_(part_KMD.transpose(0, 1))
                 else:
                     total.add_(part_KMD.transpose(0, 1))
-        return grad_q_THD.mul_(scale), grad_k_TKD.mul_(scale), grad_v_TKD, None, None
+        return grad_q_THD.mul_(scale), grad_k_TKD.mul_(scale), grad_v_TKD, None, None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

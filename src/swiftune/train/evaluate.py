@@ -51,7 +51,7 @@ def evaluate(
             for rows in work[number]:
                 if stop and accelerator.num_processes == 1:
                     break
-                loss, correct = objective(pack(rows, accelerator.device))
+                loss, correct = objective(pack(rows, accelerator.device, share=layout.share))
                 sums += torch.tensor([loss.item(), correct.item(), sum(row.supervised for row in rows)])
             return sums
 

@@ -68,13 +68,14 @@ def fitting(model: torch.nn.Module, device: torch.device, processes: int) -> int
 
 
 def side_by_side(
-    lanes: Lanes, objective: torch.nn.Module, work: list[list[list[Row]]], supervised: int
+    lanes: Lanes, objective: torch.nn.Module, work: list[list[list[Row]]], supervised: int, *, share: bool = False
 ) -> torch.Tensor:
     """Sets the gradient of a step. Each lane has gradients of its own, added up in one order, whoever was first.
 
     Args:
         work: the micro-batches of each lane.
         supervised: tokens that the loss of the step is divided by.
+        share: compute what all rows of a micro-batch begin with once.
 
     Returns:
         Its sums: loss, right predictions.
@@ -85,7 +86,7 @@ def side_by_side(
         total = torch.zeros(2, dtype=torch.float64)
         grads: list[torch.Tensor] = []
         for rows in work[number]:
-            sums = objective(pack(rows, CPU))
+            sums = objective(pack(rows, CPU, share=share))
             found = list(torch.autograd.grad(sums.loss / max(supervised, 1), trained, materialize_grads=True))
             if grads:
                 torch._foreach_add_(grads, found)

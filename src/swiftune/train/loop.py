@@ -207,11 +207,11 @@ class Trainer:
         """Adds the gradient of this process's micro-batches to the parameters'. Returns its sums (loss, correct)."""
         acc = self.accelerator
         if self.lanes.count > 1:
-            return side_by_side(self.lanes, self.objective, work, supervised)
+            return side_by_side(self.lanes, self.objective, work, supervised, share=self.layout.share)
         total = torch.zeros_like(self.window.sums)
         with acc.no_sync(self.objective):
             for rows in work[0]:
-                sums = self.objective(pack(rows, acc.device))
+                sums = self.objective(pack(rows, acc.device, share=self.layout.share))
                 # DDP averages over processes; the sum over all of them is divided by the step's tokens instead.
                 acc.backward(sums.loss * (acc.num_processes / max(supervised, 1)))
                 total += torch.stack([sums.loss.detach(), sums.correct]).to(total)

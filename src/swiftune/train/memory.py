@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from swiftune.losses.cross_entropy import block_positions
+from swiftune.losses.cross_entropy import block_bytes
 from swiftune.models.blocked_attention import KEEP, kept_keys
 from swiftune.train.pack import pack
 from swiftune.types import Row
@@ -140,12 +140,10 @@ def measure_activations(
 
     token, weights = probe(0)
     config, device = model.config.get_text_config(), model.device.type
-    # A block of logits: as computed, and its gradient; in float32, and its softmax.
-    logits = block_positions(config.vocab_size, device) * config.vocab_size * 2 * (width + 4)
     # The one thing that grows with a row's length, too: on a CPU attention keeps its weights.
     weighed = config.num_attention_heads * width * kept_keys(min(longest, KEEP)) if device == "cpu" else 0.0
     return Activations(
-        weights + logits,
+        weights + block_bytes(config.vocab_size, device, width),
         token + layers * weighed,
         layers,
         lambda: (token - probe(layers)[0]) / layers + weighed,

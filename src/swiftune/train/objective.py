@@ -15,6 +15,7 @@ import torch
 from swiftune.errors import ModelError
 from swiftune.losses.cross_entropy import linear_cross_entropy
 from swiftune.models import attention, head
+from swiftune.models.gates import spare_gates
 from swiftune.models.norms import speed_up_norms
 from swiftune.runtime.seeds import generator
 from swiftune.types import IGNORE, MicroBatch
@@ -56,38 +57,60 @@ class SupervisedObjective(torch.nn.Module):
         attention.register()
         self.causal_lm.set_attn_implementation(attention.PACKED)
         self._check_packing()
+        self.shares = not self.flash and not neftune_alpha and self._can_share()
+        """Whether rows that begin alike may share that beginning: the noise of NEFTune is drawn for each row."""
         if self.flash:
             self.causal_lm.set_attn_implementation(self._own_attention)
         if self.causal_lm.device.type == "cpu":
             speed_up_norms(self.causal_lm)
+            spare_gates(self.causal_lm)
 
-    @torch.no_grad()
     def _check_packing(self) -> None:
         """Raises ModelError where rows packed together are not what they are alone: some models carry a state."""
-        was_training = self.causal_lm.training
-        self.causal_lm.eval()
-        dtype = self.causal_lm.dtype
-        half = dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(self.causal_lm.device.type, dtype if half else torch.bfloat16, enabled=half):
-            try:
-                rows = [[3, 4, 5, 6, 7], [8, 9, 10, 11]]
+        rows = [3, 4, 5, 6, 7], [8, 9, 10, 11]
+        try:
+            with self._trying():
                 alone = [self._hidden(row, [0, len(row)]) for row in rows]
-                together = self._hidden(rows[0] + rows[1], [0, 5, 9])
-                same = torch.allclose(torch.cat(alone).float(), together.float(), rtol=5e-2, atol=5e-2)
-            except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
-                raise self._unpackable(str(error)) from error
-        self.causal_lm.train(was_training)
-        if not same:
+                together = self._hidden([*rows[0], *rows[1]], [0, 5, 9])
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
+            raise self._unpackable(str(error)) from error
+        if not _alike(torch.cat(alone), together):
             raise self._unpackable("a row sees what stands before it")
 
-    def _hidden(self, ids: list[int], bounds: list[int]) -> torch.Tensor:
-        positions = [i for a, b in pairwise(bounds) for i in range(b - a)]
+    def _can_share(self) -> bool:
+        """Whether a row is the same whether its beginning stands before it or before all rows of the micro-batch."""
+        try:
+            with self._trying():
+                alone = [self._hidden([3, 4, 5, *row], [0, 3 + len(row)]) for row in ([6, 7], [8, 9, 10])]
+                together = self._hidden([3, 4, 5, 6, 7, 8, 9, 10], [0, 3, 5, 8], shared=3)
+        except NotImplementedError:
+            return False
+        return _alike(torch.cat([alone[0], alone[1][3:]]), together)
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """A context in which the model computes as in evaluation, in the dtype of its weights."""
+        was_training, dtype = self.causal_lm.training, self.causal_lm.dtype
+        half = dtype in (torch.float16, torch.bfloat16)
+        self.causal_lm.eval()
+        try:
+            with (
+                torch.no_grad(),
+                torch.autocast(self.causal_lm.device.type, dtype if half else torch.bfloat16, enabled=half),
+            ):
+                yield
+        finally:
+            self.causal_lm.train(was_training)
+
+    def _hidden(self, ids: list[int], bounds: list[int], shared: int = 0) -> torch.Tensor:
+        positions = [i + (shared if a else 0) for a, b in pairwise(bounds) for i in range(b - a)]
         device = self.causal_lm.device
         hidden_1TD = self.body(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
             cu_seqlens=bounds,
+            **({"shared": shared} if shared else {}),
         ).last_hidden_state
         return hidden_1TD[0]  # type: ignore[no-any-return]
 
@@ -132,7 +155,7 @@ class SupervisedObjective(torch.nn.Module):
 
     def _bounds(self, batch: MicroBatch) -> dict[str, Any]:
         if not self.flash:
-            return {"cu_seqlens": batch.cu_seqlens}
+            return {"cu_seqlens": batch.cu_seqlens} | ({"shared": batch.shared} if batch.shared else {})
         bounds = torch.tensor(batch.cu_seqlens, dtype=torch.int32, device=batch.input_ids_1T.device)
         longest = max(b - a for a, b in pairwise(batch.cu_seqlens))
         return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
@@ -143,3 +166,7 @@ class SupervisedObjective(torch.nn.Module):
         return torch.empty_like(like_1TD).uniform_(-1, 1, generator=generator()) * (
             self.neftune_alpha * size_T[None, :, None]
         ).to(like_1TD)
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a.float(), b.float(), rtol=5e-2, atol=5e-2)

@@ -27,12 +27,14 @@ class Layout:
         processes: how many share a step.
         lanes: how many micro-batches a process computes at once.
         pair_work: the work of attending from one token to another, in units of a token's work in the linear layers.
+        share: compute what all rows of a micro-batch begin with once.
     """
 
     budget: int
     processes: int = 1
     pair_work: float = 0.0
     lanes: int = 1
+    share: bool = False
 
     def plan(self, rows: Sequence[Row]) -> list[list[MicroBatchRows]]:
         """The micro-batches of every lane of the first process, then of the second, and so on."""
