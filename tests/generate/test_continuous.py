@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import random
 import threading
@@ -38,19 +37,21 @@ from swiftune.generate.transformers_engine import TransformersEngine
 from tests import tiny
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 MODELS: dict[str, Callable[..., Any]] = {
     "llama, two key heads": lambda **k: LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **k)),
     "llama, tied": lambda **k: LlamaForCausalLM(LlamaConfig(num_key_value_heads=4, tie_word_embeddings=True, **k)),
     "qwen2": lambda **k: Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **k)),
     "qwen3": lambda **k: Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, tie_word_embeddings=True, **k)),
     "mistral, window": lambda **k: MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=7, **k)),
+    "llama, stretched": lambda **k: LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, rope_parameters=DYNAMIC, **k)),
     "gemma2, capped": lambda **k: Gemma2ForCausalLM(Gemma2Config(num_key_value_heads=2, sliding_window=7, **k)),
 }
 TOKENS = 600
+ONE_BY_ONE = {"llama, stretched", "gemma2, capped"}
 
 
-@functools.cache
-def model_of(name: str) -> Any:
+def made(name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MODELS[name](vocab_size=TOKENS + 40, max_position_embeddings=2048, **SHAPE)
@@ -62,9 +63,15 @@ def model_of(name: str) -> Any:
 
 
 @functools.cache
+def model_of(name: str) -> Any:
+    """The engines' model."""
+    return made(name)
+
+
+@functools.cache
 def another(name: str) -> Any:
     """The same model once more, for what is expected: a model belongs to its engine while that works."""
-    return copy.deepcopy(model_of(name))
+    return made(name)
 
 
 @functools.cache
@@ -73,6 +80,7 @@ def tokenizer() -> Any:
 
 
 def engine_of(name: str, **more: Any) -> TransformersEngine:
+    another(name)  # before there are threads
     return TransformersEngine(model_of(name), tokenizer(), **more)
 
 
@@ -140,7 +148,7 @@ def test_which_models_are_answered_together() -> None:
     for name in MODELS:
         engine = engine_of(name)
         list(engine.generate([greedy((1, 2), 1)]))
-        assert isinstance(engine._scheduler._runner, OneByOne if "capped" in name else Together), name
+        assert isinstance(engine._scheduler._runner, OneByOne if name in ONE_BY_ONE else Together), name
 
 
 def test_a_short_request_ends_before_a_long_one_that_came_first() -> None:

@@ -92,7 +92,9 @@ class _Group:
         hidden_NL = at_L >= self.lengths_N[:, None]
         if window is not None:
             hidden_NL |= at_L < self.lengths_N[:, None] - window
-        return torch.zeros(hidden_NL.shape, dtype=dtype).masked_fill_(hidden_NL, float("-inf"))[:, None, None]
+        return torch.zeros(hidden_NL.shape, dtype=dtype, device=self.device).masked_fill_(hidden_NL, float("-inf"))[
+            :, None, None
+        ]
 
 
 @dataclass

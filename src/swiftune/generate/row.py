@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,9 +50,10 @@ class Row:
         """Prompt and answer so far."""
         return self.prompt + self.ids
 
+    @functools.cached_property
     def prompt_array(self) -> np.ndarray:
-        """All tokens so far, as the prefix cache compares them."""
-        return np.asarray(self.all_ids)
+        """The prompt, as it is compared with others."""
+        return np.asarray(self.prompt)
 
     def cancel(self) -> None:
         """Nobody waits for the rest."""

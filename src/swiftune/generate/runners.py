@@ -97,13 +97,13 @@ class Together:
 
     def begin(self, row: Row, others: Sequence[Row]) -> bool:
         """See Runner."""
-        ids_T = row.prompt_array()
+        ids_T = row.prompt_array
         best, layers = self.prefixes.find(row.adapter, ids_T)
         best = min(best, len(ids_T) - 1)  # the last one is computed in any case, for its logits
         for other in others:
             if other.held is None or other.adapter != row.adapter:
                 continue
-            same = min(shared(other.prompt_array(), ids_T), len(ids_T) - 1)
+            same = min(shared(other.prompt_array, ids_T), len(ids_T) - 1)
             if same >= best + WORTH and same > other.held.length:
                 return False
             if same > best:

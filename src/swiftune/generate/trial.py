@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KNOWN = {"full_attention", "sliding_attention"}
 """What a layer may be: a state that is not keys and values of single tokens could not be kept."""
+STRETCHED = ("'dynamic'", "'longrope'")
+"""Kinds of rotary embedding whose frequencies are those of the longest of the requests."""
 PROMPTS = ((2, 3, 5, 7, 11), (13, 3, 17))
 
 
@@ -30,6 +32,8 @@ def serves(model: PreTrainedModel, lineup: Lineup) -> str | None:
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN)
     if odd:
         return f"the model has layers of the kind {odd[0]}"
+    if any(kind in str(getattr(config, "rope_parameters", "")) for kind in STRETCHED):
+        return "the model's rotary embedding depends on the longest request of a pass"
     if getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
         return f"{type(model).__name__} keeps a state of its own"
     if not getattr(model, "_supports_attention_backend", False):

@@ -137,8 +137,9 @@ class Evaluator:
         ledger = Ledger()
         ledger.use(len(mine))
         name = f"predictions-{step}.jsonl" if processes == 1 else f"predictions-{step}.{process}.jsonl"
+        engine = self._engine()
         answers = AnswerFile(
-            engine=self._engine(),
+            engine=engine,
             renderer=self.opened.renderer,
             sampling=sampling_of(self.args, self.args.seed),
             path=self.run / name,
@@ -146,7 +147,7 @@ class Evaluator:
             max_prompt=self.args.max_length,
             ledger=ledger,
         )
-        with self.objective.generating():
+        with self.objective.generating(), closing(engine):
             answers.fill(mine, stream=False, stop=stop)
         own = [(bool(stop), answers.pairs)]
         shares = gather_object(own) if processes > 1 else own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,17 +41,18 @@ def infer(args: InferArguments, talk: Talk) -> None:
     opened = open_tokenizer(args)
     engine = open_engine(args, opened, resolved.adapters)
     garbage.look_as_usual()
-    if args.dataset or args.val_dataset:
-        _answer_rows(args, opened, engine, _result_path(args, resolved))
-    else:
-        from swiftune.generate.conversation import Conversation
+    with closing(engine):
+        if args.dataset or args.val_dataset:
+            _answer_rows(args, opened, engine, _result_path(args, resolved))
+        else:
+            from swiftune.generate.conversation import Conversation
 
-        shown = " + ".join(map(str, resolved.adapters)) or opened.folder
-        say(f"Model: {shown}", style="dim")
-        talk(
-            Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
-            args.stream is not False,
-        )
+            shown = " + ".join(map(str, resolved.adapters)) or opened.folder
+            say(f"Model: {shown}", style="dim")
+            talk(
+                Conversation(engine, opened.renderer, sampling_of(args, args.seed), max_prompt=args.max_length),
+                args.stream is not False,
+            )
 
 
 def sampling_of(args: GenerateArguments, seed: int) -> Sampling:

@@ -145,9 +145,7 @@ def _trainer(
     model = _model(args, opened, accelerator.device, dtype, resume_from)
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
     plan = _plan_memory(args, objective, data, accelerator, dtype)
-    layout = Layout(
-        plan.budget, accelerator.num_processes, pair_work(model.config), plan.lanes, share=objective.shares
-    )
+    layout = Layout(plan.budget, accelerator.num_processes, pair_work(model.config), plan.lanes, share=objective.shares)
     lanes = Lanes(plan.lanes)
     if accelerator.is_main_process:
         run_record.write(run, args, data, accelerator, budget=layout.budget)
