@@ -1,8 +1,8 @@
 """Training throughput beside plain Transformers + PEFT: ``python -m benchmarks.training``.
 
-The built-in model, LoRA 8/32 on all linear layers with dropout 0.05, bfloat16: packed rows, our LoRA layers, head and
-loss on supervised tokens; against PEFT's layers and Transformers' loss, one row at a time (as batch 1 x N is run
-elsewhere) and in padded batches of 4. All in this process, in turn.
+The built-in model, LoRA 8/32 on all linear layers with dropout 0.05, bfloat16: packed rows in lanes, our LoRA layers,
+head and loss on supervised tokens; against PEFT's layers and Transformers' loss, one row at a time (as batch 1 x N is
+run elsewhere) and in padded batches of 4. All in this process, in turn.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from benchmarks.measure import Report, Run, command, in_turn, machine, peak_flop
 from swiftune import hub
 from swiftune.config import SftArguments
 from swiftune.models.load import load_model
+from swiftune.runtime import hardware
+from swiftune.train.lanes import Lanes, fitting, side_by_side
 from swiftune.train.objective import SupervisedObjective
-from swiftune.train.pack import pack
-from swiftune.train.plan import plan_step
+from swiftune.train.plan import Layout, pair_work
 from swiftune.tuners import attach_lora, speed_up
 from swiftune.types import IGNORE, Row
 
@@ -52,12 +53,16 @@ def tuned(model: str | None) -> Any:
 def ours(model: Any, step: list[Row]) -> Run:
     """One step as ``swift sft`` runs it. ``model`` has the fast layers."""
     objective = SupervisedObjective(model).train()
+    forward = objective.forward
+    objective.forward = torch.autocast("cpu", torch.bfloat16)(forward)  # type: ignore[method-assign]
+    lanes = Lanes(fitting(model, CPU, processes=1))
+    budget = max(BUDGET // lanes.count, *(len(row.ids_T) for row in step))
+    layout = Layout(budget, 1, pair_work(model.config), lanes.count, share=objective.shares)
+    supervised = sum(row.supervised for row in step)
 
     def run() -> None:
-        for positions in plan_step([len(row.ids_T) for row in step], budget=BUDGET)[0]:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = objective(pack([step[i] for i in positions], CPU)).loss
-            loss.backward()
+        work = [[[step[i] for i in batch] for batch in lane] for lane in layout.plan(step)]
+        side_by_side(lanes, objective, work, supervised, share=layout.share)
         model.zero_grad()
 
     return run
@@ -96,6 +101,7 @@ def run(steps: dict[str, list[int]] = STEPS, repeats: int = 2, model: str | None
         f"training, tokens/s, {machine()}",
         ("rows", "tokens", "one by one", "padded", "ours", "times one by one", "times padded", "MFU"),
     )
+    hardware.keep_freed_memory()
     slow, fast = tuned(model), tuned(model)
     speed_up(fast)
     peak = peak_flops(torch.bfloat16)

@@ -50,7 +50,7 @@ def linear_cross_entropy(
 
 
 def block_bytes(vocabulary: int, device: str, width: int) -> int:
-    """Bytes of a block: its logits and their gradient, ``width`` bytes each; in float32 the scores and their softmax."""
+    """Bytes of a block: logits and their gradient, ``width`` bytes each; in float32 scores and their softmax."""
     values = block_positions(vocabulary, device) * vocabulary
     return 2 * values * width + 2 * min(values, WIDE_VALUES.get(device, values)) * 4
 

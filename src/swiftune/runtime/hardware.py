@@ -95,7 +95,7 @@ def keep_freed_memory() -> None:
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads; those of other threads are given back at once
+        mallopt(-8, 3)  # M_ARENA_MAX: one heap for each lane, or they wait for each other, and one for the rest
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim the heap
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the heap serves all but the largest blocks (this is glibc's limit)
 
