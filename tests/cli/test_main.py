@@ -86,13 +86,16 @@ def test_version() -> None:
     assert swift("--version").stdout == f"swiftune {__version__}\n"
 
 
+THERE = f"commands are {', '.join(COMMANDS)}"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["inferr"], "error: there is no command 'inferr'; did you mean swift infer?"),
-        (["zzz"], f"error: there is no command 'zzz'; commands are {', '.join(COMMANDS)}."),
-        (["rlhf"], f"error: swift rlhf is not built yet; commands are {', '.join(COMMANDS)}."),
-        (["--model", "m"], f"error: --model stands where a command was expected; commands are {', '.join(COMMANDS)}."),
+        (["zzz"], f"error: there is no command 'zzz'; {THERE}."),
+        (["rlhf"], f"error: swift rlhf is not built yet; {THERE}."),
+        (["--model", "m"], f"error: --model stands where a command was expected; {THERE}."),
     ],
 )
 def test_a_command_that_is_not_there(words: list[str], expected: str) -> None:

@@ -220,7 +220,7 @@ def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
         ("--dataset d --config", "--config needs the name of a YAML or JSON file."),
         ("--dataset d --quant_bits 4", "--quant_bits needs --quant_method"),
         ("--dataset d --num_beams 4", "--num_beams is not built yet."),
-        ("--dataset d --result_path f", "--result_path is an argument of swift infer, not of this command."),
+        ("--dataset d --load_data_args true", "--load_data_args is an argument of swift infer, not of this command."),
         ("--dataset d --streaming true", "--streaming true needs --max_steps"),
         (
             "--dataset d --streaming true --max_steps 5 --split_dataset_ratio 0.1",

@@ -87,6 +87,12 @@ COMMANDS = {
         "swiftune.recipes.deploy:app",
         _SERVE,
     ),
+    "eval": Command(
+        "put questions with known answers to a model, or to several side by side",
+        "EvalArguments",
+        "swiftune.cli.evaluate:evaluate",
+        "--eval_dataset TASK ... [--model NAME] [--adapters FOLDER] [--compare base FOLDER ...] [--flag VALUE ...]",
+    ),
     "doctor": Command(
         "look at this machine: devices, memory, versions, what is missing",
         "DoctorArguments",
@@ -94,7 +100,7 @@ COMMANDS = {
         "[--as_json true]",
     ),
 }
-NOT_BUILT = ("rlhf", "eval", "web-ui", "plan")
+NOT_BUILT = ("rlhf", "web-ui", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from swiftune.config.commands import (
     SftArguments,
 )
 from swiftune.config.declare import Arguments
+from swiftune.config.evaluating import EvalArguments, TaskArguments
 from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
@@ -42,6 +43,7 @@ __all__ = [
     "DataArguments",
     "DeployArguments",
     "DoctorArguments",
+    "EvalArguments",
     "EvaluationArguments",
     "ExportArguments",
     "FilterArguments",
@@ -59,6 +61,7 @@ __all__ = [
     "SftArguments",
     "SourceArguments",
     "SweepArguments",
+    "TaskArguments",
     "TemplateArguments",
     "TrainArguments",
     "TunerArguments",

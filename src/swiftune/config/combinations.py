@@ -15,9 +15,10 @@ from typing import Any
 from swiftune.config import compat
 from swiftune.config.declare import Arguments, arguments_of
 from swiftune.config.given import Given, Words
-from swiftune.config.parse import check, nearest, sources_of
+from swiftune.config.parse import check, sources_of
 from swiftune.config.sweep import SweepArguments
 from swiftune.config.swept import METRICS, SWEPT, Choices, Dimension, Point, Range, Sweep, describe, with_own_flags
+from swiftune.config.values import nearest
 from swiftune.errors import ArgumentsError
 from swiftune.runtime.console import notice
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from swiftune.config.declare import Arguments, unset
 from swiftune.config.deploy import LimitArguments, Port, ServerArguments
+from swiftune.config.evaluating import EvalArguments, TaskArguments
 from swiftune.config.exporting import ExportArguments, MergeLoraArguments
 from swiftune.config.groups import (
     DataArguments,
@@ -38,6 +39,7 @@ class SftArguments(
     RunArguments,
     GenerateArguments,
     EvaluationArguments,
+    TaskArguments,
     OutputArguments,
     TrainArguments,
     TunerArguments,
@@ -125,5 +127,6 @@ COMMANDS: dict[str, type[Arguments]] = {
     "sweep": SweepArguments,
     "deploy": DeployArguments,
     "app": AppArguments,
+    "eval": EvalArguments,
     "doctor": DoctorArguments,
 }

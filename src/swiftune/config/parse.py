@@ -14,7 +14,7 @@ from swiftune.config import compat, rules
 from swiftune.config.commands import COMMANDS
 from swiftune.config.declare import Arguments, arguments_of
 from swiftune.config.given import Given, Words, read_command_line, read_file
-from swiftune.config.values import RECORDED, Kind
+from swiftune.config.values import RECORDED, Kind, nearest
 from swiftune.errors import ArgumentsError
 from swiftune.runtime.console import notice, warn
 
@@ -249,13 +249,6 @@ def _wrong(kind: Kind, details: list[Any]) -> str:
         return f"takes one or more values, each {kind.expected}, not {value}."
     near = nearest(first["input"], kind.choices) if isinstance(first["input"], str) else ""
     return f"takes {kind.expected}, not {value}{near and f'; did you mean {near}?'}{'' if near else '.'}"
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The most similar of the words, or an empty text."""
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(word[:100], list(words), n=1, cutoff=0.6)), "")
 
 
 def shorten(value: Any) -> str:

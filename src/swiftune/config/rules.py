@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from swiftune.config.declare import Arguments
+from swiftune.config.evaluating import task_label
 from swiftune.config.quantization import BITS
-from swiftune.config.values import split_name
+from swiftune.config.values import either, nearest, split_name
 
 Rule = Callable[[Any], "str | None"]
 _RULES: list[tuple[tuple[str, ...], Rule]] = []
@@ -175,10 +176,54 @@ def flash_needs_half_precision(args: Any) -> str | None:
     return None
 
 
-@rule("metric_for_best_model", "predict_with_generate")
-def scores_need_answers(args: Any) -> str | None:
-    if args.metric_for_best_model not in ("loss", "acc") and not args.predict_with_generate:
-        return f"--metric_for_best_model {args.metric_for_best_model} needs --predict_with_generate true."
+@rule("metric_for_best_model", "predict_with_generate", "eval_dataset")
+def best_by_what_there_is(args: Any) -> str | None:
+    name, scores, always = args.metric_for_best_model, ("rouge-1", "rouge-2", "rouge-l", "bleu-4"), ("loss", "acc")
+    tasks = [task_label(text) for text in args.eval_dataset]
+    if name in (*always, *tasks) or any(name.startswith(f"{task}_") for task in tasks):
+        return None
+    if name in scores:
+        needs = f"--metric_for_best_model {name} needs --predict_with_generate true."
+        return None if args.predict_with_generate else needs
+    known = [*always, *scores, *tasks]
+    near = nearest(name, known)
+    return f"--metric_for_best_model {name} is none of {either(known)}{near and f'; did you mean {near}?'}"
+
+
+@rule("metric", "judge_url", "judge_model")
+def a_judge_is_somewhere(args: Any) -> str | None:
+    if "judge" in args.metric and not (args.judge_url and args.judge_model):
+        return "--metric judge needs --judge_url and --judge_model."
+    return None
+
+
+@rule("eval_samples", "eval_dataset")
+def evaluating_needs_tasks(args: Any) -> str | None:
+    return (
+        None if args.eval_dataset else "--eval_dataset is missing: name a task such as gsm8k, or a file of questions."
+    )
+
+
+@rule("eval_samples", "temperature")
+def several_answers_that_differ(args: Any) -> str | None:
+    if args.eval_samples > 1 and args.temperature == 0:
+        return (
+            f"--eval_samples {args.eval_samples} with --temperature 0 gives equal answers: set a higher --temperature."
+        )
+    return None
+
+
+@rule("compare", "adapters")
+def compared_models_are_named_once(args: Any) -> str | None:
+    if args.compare and args.adapters:
+        return "--compare and --adapters are at odds: name the adapters behind --compare."
+    return None
+
+
+@rule("compare", "eval_backend")
+def the_harness_compares_nothing(args: Any) -> str | None:
+    if args.compare and args.eval_backend == "lm_eval":
+        return "--compare and --eval_backend lm_eval are at odds: evaluate each model by itself."
     return None
 
 

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 from pydantic import BeforeValidator
 
 from swiftune.config.declare import Arguments, follows, unset
+from swiftune.config.evaluating import task_label
 from swiftune.config.values import (
     Count,
     CountOrZero,
@@ -280,11 +281,23 @@ class OutputArguments(Arguments):
 
 
 def _has_evaluation_rows(values: dict[str, Any]) -> bool:
-    return bool(values.get("val_dataset") or values.get("split_dataset_ratio"))
+    return bool(values.get("val_dataset") or values.get("split_dataset_ratio") or values.get("eval_dataset"))
+
+
+def _best(values: dict[str, Any]) -> str:
+    if values.get("predict_with_generate"):
+        return "rouge-l"
+    only_tasks = not (values.get("val_dataset") or values.get("split_dataset_ratio"))
+    tasks = values.get("eval_dataset")
+    return task_label(tasks[0]) if tasks and only_tasks else "loss"
+
+
+BestMetric = Annotated[str, BeforeValidator(lambda name: str(name).removeprefix("eval_")), Of("figure")]
 
 
 class EvaluationArguments(Arguments):
-    """Evaluation: on the rows of --val_dataset or --split_dataset_ratio, while training."""
+    """Evaluation: on the rows of --val_dataset or --split_dataset_ratio, and by the tasks of --eval_dataset, while
+    training."""
 
     eval_strategy: Literal["steps", "epoch", "no"] = follows(
         "as --save_strategy, if there are rows to evaluate on",
@@ -299,11 +312,9 @@ class EvaluationArguments(Arguments):
     """Rows whose answers are written at once with --predict_with_generate; the loss is computed on packed rows."""
     predict_with_generate: bool = False
     """Let the model write the answers, and score them with ROUGE and BLEU."""
-    metric_for_best_model: Literal["loss", "acc", "rouge-1", "rouge-2", "rouge-l", "bleu-4"] = follows(
-        "loss; rouge-l with --predict_with_generate",
-        lambda values: "rouge-l" if values.get("predict_with_generate") else "loss",
-    )
-    """Figure by which the best checkpoint is chosen."""
+    metric_for_best_model: BestMetric = follows("loss; rouge-l with --predict_with_generate; the only task", _best)
+    """Figure by which the best checkpoint is chosen: `loss`, `acc`, a task of --eval_dataset, or with
+    --predict_with_generate `rouge-1`, `rouge-2`, `rouge-l` or `bleu-4`."""
     greater_is_better: bool = follows(
         "false for loss, else true", lambda values: values.get("metric_for_best_model", "loss") != "loss"
     )

@@ -231,3 +231,10 @@ def _either(kinds: list[Kind]) -> Kind:
 def either(words: typing.Sequence[str]) -> str:
     """``a, b or c``."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def nearest(word: str, words: typing.Iterable[str]) -> str:
+    """The most similar of the words, or an empty text."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word[:100], list(words), n=1, cutoff=0.6)), "")

@@ -37,8 +37,30 @@ def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
     """BLEU-4 in percent. Where the references hold Chinese, each of its characters counts as a word."""
     from sacrebleu.metrics import BLEU
 
-    tokenizer = "zh" if any(map(_CHINESE.search, references)) else "13a"
+    tokenizer = "zh" if any(map(is_chinese, references)) else "13a"
     return float(BLEU(tokenize=tokenizer).corpus_score(list(texts), [list(references)]).score)
+
+
+def bleu_counts(text: str, reference: str, *, chinese: bool) -> list[float]:
+    """What one pair adds to the BLEU of a corpus: matches of orders 1 to 4, n-grams of orders 1 to 4, both lengths."""
+    from sacrebleu.metrics import BLEU
+
+    score = BLEU(tokenize="zh" if chinese else "13a").corpus_score([text], [[reference]])
+    return [float(number) for number in (*score.counts, *score.totals, score.sys_len, score.ref_len)]
+
+
+def bleu_from(counts: Sequence[float]) -> float:
+    """BLEU-4 in percent, from the sums of ``bleu_counts`` over a corpus."""
+    from sacrebleu.metrics import BLEU
+
+    whole = [int(count) for count in counts]
+    score = BLEU.compute_bleu(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp", smooth_value=None)
+    return float(score.score)
+
+
+def is_chinese(text: str) -> bool:
+    """Whether there is a Chinese character in it."""
+    return _CHINESE.search(text) is not None
 
 
 class _Words:

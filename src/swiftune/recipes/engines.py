@@ -14,6 +14,8 @@ from swiftune.runtime.console import notice
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from swiftune.generate.engine import Engine
 
@@ -28,6 +30,20 @@ def open_engine(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> 
 
 def _open_transformers(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
     from swiftune.generate.transformers_engine import TransformersEngine
+
+    model = load_for_inference(args, opened, adapters)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return TransformersEngine(
+        model,
+        opened.tokenizer,
+        stop_ids=opened.renderer.stop_ids,
+        max_batch_size=args.max_batch_size,
+        pack=model.device.type == "cpu" and hardware.free_memory(model.device) > 4 * weights,
+    )
+
+
+def load_for_inference(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> PreTrainedModel | PeftModel:
+    """The model with its adapters, in the dtype that was asked for or that is fast here."""
     from swiftune.models import quantize
     from swiftune.models.load import load_model
     from swiftune.tuners import load_adapters
@@ -44,15 +60,7 @@ def _open_transformers(args: AnswerArguments, opened: Opened, adapters: list[Pat
         trust_remote_code=args.trust_remote_code,
         quantization=quantize.while_loading(args, dtype),
     )
-    tuned = load_adapters(model, adapters, args.adapter_weights)
-    weights = sum(parameter.nbytes for parameter in tuned.parameters())
-    return TransformersEngine(
-        tuned,
-        opened.tokenizer,
-        stop_ids=opened.renderer.stop_ids,
-        max_batch_size=args.max_batch_size,
-        pack=device.type == "cpu" and hardware.free_memory(device) > 4 * weights,
-    )
+    return load_adapters(model, adapters, args.adapter_weights)
 
 
 def _open_vllm(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:

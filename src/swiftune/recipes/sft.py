@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator, PartialState
 
+    from swiftune.tasks.task import Task
     from swiftune.train.loop import Trainer
     from swiftune.train.memory import MemoryPlan
     from swiftune.train.objective import SupervisedObjective
@@ -66,8 +67,9 @@ def _train(args: SftArguments, *, command: str) -> None:
             run_folder.refuse_alive(own)
     with processes.main_process_first():
         data = prepare(args, opened, processes.num_processes)
+        tasks = _tasks(args)
     with folder_of_run(args, processes, resume_from) as run, log_file.inside(run):
-        _train_in(run, args, opened, data, processes, dtype, resume_from, command=command)
+        _train_in(run, args, opened, data, tasks, processes, dtype, resume_from, command=command)
 
 
 def _train_in(
@@ -75,6 +77,7 @@ def _train_in(
     args: SftArguments,
     opened: Opened,
     data: TrainingData,
+    tasks: list[tuple[Task, int]],
     processes: PartialState,
     dtype: torch.dtype,
     resume_from: Path | None,
@@ -93,7 +96,7 @@ def _train_in(
         data.account(run)
     accelerator = _accelerator(args, dtype, run)
     try:
-        trainer = _trainer(args, opened, data, accelerator, dtype, run, resume_from)
+        trainer = _trainer(args, opened, data, tasks, accelerator, dtype, run, resume_from)
         garbage.look_as_usual()
         state = trainer.train()
     except (Interrupted, OutOfMemoryError, DivergedError, OutputError) as stopped:
@@ -123,6 +126,7 @@ def _trainer(
     args: SftArguments,
     opened: Opened,
     data: TrainingData,
+    tasks: list[tuple[Task, int]],
     accelerator: Accelerator,
     dtype: torch.dtype,
     run: Path,
@@ -177,11 +181,20 @@ def _trainer(
         dtype=dtype,
         run=run,
         state=place,
-        evaluate=Evaluator(args, opened, data, objective, prepared, layout, lanes, accelerator, run)
-        if data.val
+        evaluate=Evaluator(args, opened, data, objective, prepared, layout, lanes, accelerator, run, tasks)
+        if data.val or tasks
         else None,
         resume_from=None if args.resume_only_model else resume_from,
     )
+
+
+def _tasks(args: SftArguments) -> list[tuple[Task, int]]:
+    """The tasks that are asked at evaluations."""
+    if not args.eval_dataset or args.eval_strategy == "no":
+        return []
+    from swiftune.recipes.evaluate.questions import tasks_of
+
+    return tasks_of(args, args, aside=Path(args.output_dir) / "eval_set_aside.jsonl")
 
 
 def _model(
