@@ -1,6 +1,7 @@
 # make install   .venv with the `swift` command in it
 # make demo      fine-tunes a small chat model and shows its answers before and after
-# make test      every test, but only a part of make test-faults: trainings killed at any moment, disks that fill up
+# make test      every test that is not slow
+# make test-slow those that are, and a part of make test-faults: trainings killed at any moment, disks that fill up
 # make test-vllm the tests of the vLLM engine, with a vLLM in an environment of its own
 # make check     format, lint, types, floors (under a minute, before each commit)
 # make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
@@ -23,7 +24,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 py
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := rows files words
 
-.PHONY: install install-dev demo test test-faults test-vllm fuzz check bench docs
+.PHONY: install install-dev demo test test-slow test-faults test-vllm fuzz check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -54,7 +55,10 @@ demo: install
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
-	$(TEST) -m 'not faults and not vllm'
+	$(TEST) -m 'not slow and not faults and not vllm'
+
+test-slow: install-dev
+	$(TEST) -m 'slow and not faults and not vllm'
 
 # Ends with how often each fault was tried.
 test-faults: install-dev
