@@ -36,12 +36,12 @@ class SftArguments(
     OutputArguments,
     TrainArguments,
     TunerArguments,
+    QuantizeArguments,
     OrderArguments,
     FaultArguments,
     DataArguments,
     LengthArguments,
     TemplateArguments,
-    QuantizeArguments,
     ModelArguments,
 ):
     """Arguments of ``swift sft``."""
@@ -81,9 +81,9 @@ class InferArguments(
     BackendArguments,
     RunArguments,
     GenerateArguments,
+    QuantizeArguments,
     DataArguments,
     TemplateArguments,
-    QuantizeArguments,
     ModelArguments,
 ):
     """Arguments of ``swift infer``."""
