@@ -90,9 +90,12 @@ def test_version() -> None:
     ("words", "expected"),
     [
         (["inferr"], "error: there is no command 'inferr'; did you mean swift infer?"),
-        (["zzz"], "error: there is no command 'zzz'; commands are sft, pt, infer, doctor."),
-        (["rlhf"], "error: swift rlhf is not built yet; commands are sft, pt, infer, doctor."),
-        (["--model", "m"], "error: --model stands where a command was expected; commands are sft, pt, infer, doctor."),
+        (["zzz"], "error: there is no command 'zzz'; commands are sft, pt, infer, export, merge-lora, doctor."),
+        (["rlhf"], "error: swift rlhf is not built yet; commands are sft, pt, infer, export, merge-lora, doctor."),
+        (
+            ["--model", "m"],
+            "error: --model stands where a command was expected; commands are sft, pt, infer, export, merge-lora, doctor.",
+        ),
     ],
 )
 def test_a_command_that_is_not_there(words: list[str], expected: str) -> None:
