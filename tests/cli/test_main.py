@@ -94,7 +94,8 @@ def test_version() -> None:
         (["rlhf"], "error: swift rlhf is not built yet; commands are sft, pt, infer, export, merge-lora, doctor."),
         (
             ["--model", "m"],
-            "error: --model stands where a command was expected; commands are sft, pt, infer, export, merge-lora, doctor.",
+            "error: --model stands where a command was expected; "
+            "commands are sft, pt, infer, export, merge-lora, doctor.",
         ),
     ],
 )
