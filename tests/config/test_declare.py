@@ -77,7 +77,7 @@ def test_defaults_pass_their_own_checks(command: type[Arguments]) -> None:
 
 def test_headings_come_in_reading_order() -> None:
     titles = [title for title, _ in groups_of(SftArguments)]
-    assert titles[:5] == ["Model", "Quantization", "Template", "Length", "Data"]
+    assert titles[:4] == ["Model", "Template", "Length", "Data"]
     assert titles.index("Method") < titles.index("LoRA") < titles.index("Optimizer") < titles.index("Evaluation")
 
 

@@ -17,9 +17,7 @@ NO_SYSTEM = (
     "{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-THINKING = (
-    tiny.QWEN2_TEMPLATE + "{% if add_generation_prompt and not enable_thinking|default(true) %}<think>{% endif %}"
-)
+THINKING = "{% if enable_thinking|default(true) %}Think. {% else %}Hurry. {% endif %}" + tiny.QWEN2_TEMPLATE
 TEMPLATES = {"qwen2.5": None, "qwen2": tiny.QWEN2_TEMPLATE, "no system role": NO_SYSTEM, "thinking": THINKING}
 
 CHATS: list[list[Message]] = [

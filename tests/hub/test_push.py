@@ -50,7 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, {"error": "no token"})
         elif self.path.endswith("/repos/create"):
-            self.server.private = json.loads(body).get("private")
+            asked = json.loads(body)  # older clients say "private", newer ones "visibility"
+            self.server.private = asked.get("private", asked.get("visibility") == "private")
             self._send(200, {"url": f"{self.server.url}/org/name", "name": "org/name"})
         elif "/preupload/" in self.path:
             files = [

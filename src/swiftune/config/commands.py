@@ -43,13 +43,13 @@ class SftArguments(
     OutputArguments,
     TrainArguments,
     TunerArguments,
+    QuantizeArguments,
     OrderArguments,
     FilterArguments,
     FaultArguments,
     DataArguments,
     LengthArguments,
     TemplateArguments,
-    QuantizeArguments,
     ModelArguments,
 ):
     """Arguments of ``swift sft``."""
@@ -89,7 +89,7 @@ class ResultArguments(Arguments):
 
 
 class AnswerArguments(
-    VllmArguments, BackendArguments, GenerateArguments, TemplateArguments, QuantizeArguments, ModelArguments
+    VllmArguments, BackendArguments, GenerateArguments, QuantizeArguments, TemplateArguments, ModelArguments
 ):
     """What every command that answers needs to open its model."""
 

@@ -141,8 +141,6 @@ NOT_BUILT: Mapping[str, str] = {
     "fsdp": "several processes train with DDP: set NPROC_PER_NODE",
     "fsdp_config": "",
     "galore_*": "",
-    "hub_model_id": "",
-    "hub_private_repo": "",
     "hub_token": _TOKEN,
     "ignore_data_skip": "",
     "init_strategy": "",
@@ -159,7 +157,6 @@ NOT_BUILT: Mapping[str, str] = {
     "max_memory": "",
     "max_model_len": "",
     "max_pixels": "",
-    "merge_lora": "",
     "model_kwargs": "",
     "new_special_tokens": "",
     "norm_bbox": "",
@@ -167,7 +164,6 @@ NOT_BUILT: Mapping[str, str] = {
     "num_labels": "",
     "optimizer": "",
     "problem_type": "",
-    "push_to_hub": "",
     "quant_*": "",
     "quantization_bit": "--quant_method bnb --quant_bits 4",
     "reft_*": "",
@@ -206,9 +202,14 @@ _USUAL = {
 }
 
 
+def asks_nothing(value: str) -> bool:
+    """Whether a value of any flag asks for nothing."""
+    return value.lower() in _MEANS_NOTHING
+
+
 def not_built(name: str, value: str) -> str | None:
     """The advice for a flag that is known but not built, or ``None``. Values that ask for nothing are no request."""
-    if value.lower() in _MEANS_NOTHING or _USUAL.get(name) == value.lower():
+    if asks_nothing(value) or _USUAL.get(name) == value.lower():
         return None
     return next((advice for pattern, advice in NOT_BUILT.items() if fnmatchcase(name, pattern)), None)
 

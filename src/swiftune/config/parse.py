@@ -178,7 +178,8 @@ class _Reader(Generic[A]):
             notice(_one_line(f"{given.place} has no effect here: {compat.UNNEEDED[given.name]}."))
         elif _is_anyones(given.name):
             commands = " and ".join(name for name, cls in COMMANDS.items() if given.name in arguments_of(cls))
-            self.mistakes.append(f"{given.place} is an argument of swift {commands}, not of this command.")
+            if not compat.asks_nothing(word):
+                self.mistakes.append(f"{given.place} is an argument of swift {commands}, not of this command.")
         elif compat.is_known(given.name):
             advice = compat.not_built(given.name, word or "true")
             if advice is not None:

@@ -38,6 +38,8 @@ def check(args: QuantizeArguments, device: str) -> None:
 
 
 def _bring(method: str) -> None:
+    # On a CPU bitsandbytes looks for a package that fetches machine code from a hub, and warns where there is none.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     package, extra = NEEDS[method]
     optional.bring(package, f"--quant_method {method}", f"'swiftune[{extra}]'")
 
@@ -50,12 +52,6 @@ def bring_for(config: dict[str, Any]) -> None:
     """
     if (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
         _bring("bnb")
-        _silence()
-
-
-def _silence() -> None:
-    # On a CPU it looks for a faster product in a package that fetches machine code from a hub, and warns without it.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationConfigMixin | None:
@@ -76,7 +72,6 @@ def while_loading(args: QuantizeArguments, dtype: torch.dtype) -> QuantizationCo
 
         return FineGrainedFP8Config()
     _bring("bnb")
-    _silence()
     from transformers import BitsAndBytesConfig
 
     if args.bits == 8:
