@@ -106,8 +106,9 @@ class Together:
             same = min(shared(other.prompt_array, ids_T), len(ids_T) - 1)
             if same >= best + WORTH and same > other.held.length:
                 return False
-            if same > best:
-                best, layers = same, self.store.take(other.held, same)
+            there = min(same, other.held.length)
+            if there > best:
+                best, layers = there, self.store.take(other.held, there)
         row.held = self.store.open(len(ids_T) + min(row.limit, 32))
         if best >= WORTH:
             self.store.put(row.held, {n: (keys[:best], values[:best]) for n, (keys, values) in layers.items()})

@@ -152,8 +152,8 @@ class VllmServer:
             while True:
                 if not self.alive():
                     raise RunError(f"vLLM did not start. The last lines of its log:\n{self.last_words()}")
-                try:
-                    if client.get("/health").status_code == 200:
+                try:  # a try to connect to a file that is not there yet would leave a socket open
+                    if self.socket.exists() and client.get("/health").status_code == 200:
                         break
                 except httpx2.TransportError:
                     pass  # nobody listens yet

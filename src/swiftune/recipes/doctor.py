@@ -28,6 +28,7 @@ EXTRAS = {
     "bnb": "--quant_method bnb",
     "gptq": "swift export --quant_method gptq or awq",
     "sweep": "swift sweep --sweep_trials",
+    "lm-eval": "swift eval --eval_backend lm_eval",
 }
 """What an optional dependency is for; the ones for developers are not named here, and not looked for."""
 ENOUGH = 0.05
