@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,16 @@ def save_adapter(model: Path, target: Path, *, seed: int, **config: Any) -> Any:
 def engine(python: str, folders: Folders) -> Iterator[VllmEngine]:
     """Serves the model, its first adapter by default, and the weighted sum of both."""
     adapters = {"first": folders.first, "sum": Mix([folders.first, folders.second], [0.7, 0.3])}
-    with VllmEngine(
-        folders.model,
-        tiny.make_tokenizer(),
-        python=python,
-        adapters=adapters,
-        default="first",
-        dtype="float32",
-        words=SMALL,
+    with closing(
+        VllmEngine(
+            folders.model,
+            tiny.make_tokenizer(),
+            python=python,
+            adapters=adapters,
+            default="first",
+            dtype="float32",
+            words=SMALL,
+        )
     ) as engine:
         yield engine
 
@@ -93,5 +96,7 @@ def engine(python: str, folders: Folders) -> Iterator[VllmEngine]:
 @pytest.fixture(scope="session")
 def merged(python: str, folders: Folders) -> Iterator[VllmEngine]:
     words = [*SMALL[:-1], "auto"]
-    with VllmEngine(folders.merged, tiny.make_tokenizer(), python=python, dtype="float32", words=words) as engine:
+    with closing(
+        VllmEngine(folders.merged, tiny.make_tokenizer(), python=python, dtype="float32", words=words)
+    ) as engine:
         yield engine

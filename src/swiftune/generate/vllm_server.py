@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -152,13 +153,15 @@ class VllmServer:
             while True:
                 if not self.alive():
                     raise RunError(f"vLLM did not start. The last lines of its log:\n{self.last_words()}")
-                try:  # a try to connect to a file that is not there yet would leave a socket open
-                    if self.socket.exists() and client.get("/health").status_code == 200:
-                        break
-                except httpx2.TransportError:
-                    pass  # nobody listens yet
+                if self._listens() and client.get("/health").status_code == 200:
+                    break
                 time.sleep(0.2)
         say(f"vLLM is ready after {time.perf_counter() - start:.0f} s.", style="dim")
+
+    def _listens(self) -> bool:
+        """Whether its socket takes connections; a client that is refused one leaves its own end open."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -59,6 +59,7 @@ def _run(args: DeployArguments, *, page: bool) -> None:
         page=page,
         verbose=args.verbose,
     )
+    listener.listen()  # whoever reads the next line may connect at once
     _announce(args, listener, list(service.models), key if made else None, page)
     try:
         serve(
