@@ -172,6 +172,8 @@ class VllmEngine:
         theirs = self._adapters.pop(name, None)
         if theirs is None:
             raise AdapterError(f"There is no adapter {name}.")
+        while any(row.adapter == name and not row.ids for row in list(self._rows)):
+            time.sleep(0.01)  # vLLM may not have heard of them yet, and would not know the adapter
         self._run(self._call("POST", "/v1/unload_lora_adapter", lora_name=theirs))
 
     def load(self) -> tuple[int, int]:
