@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _by_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int, 
         tokenizer.save_pretrained(folder)
         if adapter:
             _save_adapter(folder, tuned)
-        with VllmEngine(
+        engine = VllmEngine(
             folder,
             tokenizer,
             python=find_python(),
@@ -124,7 +125,8 @@ def _by_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int, 
             default="adapter" if adapter else BASE,
             dtype=str(model.dtype).removeprefix("torch."),
             words=["--max-model-len", "2048", "--kv-cache-memory-bytes", str(2**31)],
-        ) as engine:
+        )
+        with closing(engine):
             # What is compiled at the first requests, without computing any of the prompts that count.
             list(engine.generate([Request(prompt[::-1], Sampling(4, 0.0)) for prompt in prompts]))
             return _read_by_threads(engine, prompts, tokens)

@@ -23,6 +23,7 @@ from swiftune.generate.engine import Answer, Piece
 from swiftune.generate.row import Row
 from swiftune.generate.runners import Runner, Work
 from swiftune.generate.sampling import choose
+from swiftune.runtime import hardware
 
 PASS_SECONDS = 0.2
 """Longest that a pass over parts of prompts is meant to take; other requests wait for their next token so long."""
@@ -96,6 +97,7 @@ class Scheduler:
     def _wake(self) -> None:
         """Starts the thread where it is not running. With the lock held."""
         if self._thread is None:
+            hardware.release_team()
             self._thread = threading.Thread(target=self._work, name="swiftune-engine", daemon=True)
             self._thread.start()
 

@@ -100,6 +100,23 @@ def keep_freed_memory() -> None:
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the heap serves all but the largest blocks (this is glibc's limit)
 
 
+def release_team() -> None:
+    """Ends the threads that GNU OpenMP keeps for the operations of the calling thread; its next one makes them anew.
+
+    While two threads keep a team, there are more threads than cores, and those of both wait asleep instead of spinning:
+    a pass over one token took 47 ms instead of 31.
+    """
+    from ctypes import CDLL
+    from pathlib import Path
+
+    import torch
+
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        pause = getattr(CDLL(str(library)), "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(1)  # omp_pause_soft
+
+
 def _container_room(root: str = "/") -> int:
     """What the memory limits of this process's control groups leave, or more than any RAM where there are none.
 
