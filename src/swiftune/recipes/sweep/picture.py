@@ -66,7 +66,7 @@ def _panel(axes: Any, rows: Sequence[Row], sweep: Sweep, i: int, name: str, best
         ticks = {places[row.run.name]: _label(row, dimension.names) for row in rows}
         axes.set_xticks(list(ticks), list(ticks.values()), rotation=30 if max(map(len, ticks.values())) > 6 else 0)
     if name in ("train_runtime", "memory(GiB)"):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.1 * axes.get_ylim()[1])  # room for the star
     axes.set_xlabel(" / ".join(dimension.names))
     axes.set_title(name + (" (s)" if name == "train_runtime" else ""), fontsize="medium")
     axes.grid(alpha=0.3)
