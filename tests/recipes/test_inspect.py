@@ -271,7 +271,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 def test_a_data_set_is_not_held_in_memory(tiny_qwen2: Path, tmp_path: Path) -> None:
-    """A file of 90 MB, all of whose rows are nearly the same, beside one of a hundredth of it."""
+    """A file of 59 MB, all of whose rows are nearly the same, beside one of a hundredth of it."""
     body = " ".join(f"{number:x}" for number in range(5000))
 
     def peak(rows: int) -> int:
@@ -283,5 +283,5 @@ def test_a_data_set_is_not_held_in_memory(tiny_qwen2: Path, tmp_path: Path) -> N
 
     few, many = peak(600), peak(3000)
     size = (tmp_path / "3000.jsonl").stat().st_size / 2**20
-    assert size > 60
-    assert many - few < size / 2
+    assert size > 50
+    assert many - few < size / 2, (few, many, size)
