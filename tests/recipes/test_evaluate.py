@@ -294,7 +294,6 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.mark.slow
 def test_tasks_of_the_harness(adapter: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("lm_eval")
     task = tmp_path / "tasks/own_sums.yaml"
     task.parent.mkdir()
     task.write_text(HARNESS_TASK.replace("SUMS", str(rows)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import re
 import tempfile
@@ -38,6 +37,10 @@ _SEED = 42
 _LIKELY = 0.65
 """Estimated similarity below which a pair is not compared: four standard deviations under ``ALIKE``."""
 _BATCH = 64
+"""Rows at the most whose signatures are computed at a time, ``_CHARACTERS`` of them at the most but for the last."""
+_CHARACTERS = 2**20
+_COMPARED = 64
+"""Rows whose runs of words are kept for further comparisons."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+")
 
 
@@ -68,7 +71,7 @@ def find_copies(samples: Sequence[Sample], evaluation: Sequence[Sample] = (), *,
     with tempfile.TemporaryFile() as signatures, tempfile.TemporaryFile() as bands:
         digests_N2 = np.empty((len(rows), 2), np.uint64)
         start = 0
-        for batch in shown("looking for copies", _batches(rows), len(rows), _BATCH):
+        for batch in shown("looking for copies", _batches(rows), len(rows), len):
             digests_N2[start : start + len(batch)] = [_digest(sample) for sample in batch]
             if near:
                 signature_NK = _signatures(batch)
@@ -98,8 +101,15 @@ class _Joined(Sequence[Sample]):
 
 
 def _batches(rows: Iterable[Sample]) -> Iterator[list[Sample]]:
-    iterator = iter(rows)
-    while batch := list(itertools.islice(iterator, _BATCH)):
+    batch: list[Sample] = []
+    characters = 0
+    for sample in rows:
+        batch.append(sample)
+        characters += sum(len(message.get("content") or "") for message in sample.messages)
+        if len(batch) == _BATCH or characters >= _CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 
@@ -127,6 +137,16 @@ def shingles(sample: Sample) -> set[str]:
     return {" ".join(words[start : start + WORDS]) for start in range(max(1, len(words) - WORDS + 1))}
 
 
+def _hashed(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """``shingles`` as sorted hashes of 64 bits: a twentieth of the memory."""
+    return np.unique(np.fromiter(map(hash, shingles(sample)), np.int64))
+
+
+def _jaccard(ours_S: np.ndarray[Any, np.dtype[np.int64]], theirs_S: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    common = np.intersect1d(ours_S, theirs_S, assume_unique=True).size
+    return common / (ours_S.size + theirs_S.size - common)
+
+
 def _signatures(batch: Sequence[Sample]) -> np.ndarray[Any, np.dtype[np.uint32]]:
     from rensa import RMinHash
 
@@ -152,12 +172,11 @@ def _add_near(
 ) -> None:
     """Enters near copies. Each is nearly the same as a row that is kept; the first ``held`` rows are."""
     exact = np.flatnonzero(of_N >= 0)
-    compared = functools.lru_cache(maxsize=1024)(lambda index: shingles(rows[index]))
+    compared = functools.lru_cache(maxsize=_COMPARED)(lambda index: _hashed(rows[index]))
     for later, earlier in _likely(of_N, held, signatures, bands).tolist():
         if of_N[later] >= 0 or (of_N[earlier] >= 0 and earlier >= held):
             continue
-        ours, theirs = compared(later), compared(earlier)
-        if len(ours & theirs) / len(ours | theirs) >= ALIKE:
+        if _jaccard(compared(later), compared(earlier)) >= ALIKE:
             of_N[later], near_N[later] = earlier, True
     moved = exact[near_N[of_N[exact]]]  # what a row is a copy of may be nearly a copy itself
     of_N[moved], near_N[moved] = of_N[of_N[moved]], True

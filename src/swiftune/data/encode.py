@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,8 @@ _KEPT = 16 << 20
 """Bytes of pieces that are remembered: some ten thousand rows of an instruction set."""
 _ENTRY = 256
 """Bytes of a piece beside its characters and ids: the array, and its place in the dictionary."""
+_AT_ONCE = 1 << 20
+"""Characters that the tokenizer is given at a time, or one longer text: meanwhile it takes a hundred bytes a token."""
 _PROBES = ("Two words ", "Hello", " \n one,  two\n\n", "\n3.14  ", "你好 é", "'s", "_x")
 
 
@@ -95,9 +97,10 @@ class Encoder:
                     continue
                 self._remember(piece, ids)
             known[piece] = ids
-        for piece, new in zip(missing, self.whole(missing), strict=True):
-            known[piece] = ids = np.array(new, dtype=np.int32)
-            self._remember(piece, ids)
+        for some in _runs(missing):
+            for piece, new in zip(some, self.whole(some), strict=True):
+                known[piece] = ids = np.array(new, dtype=np.int32)
+                self._remember(piece, ids)
         return known
 
     def _remember(self, piece: str, ids: Ids) -> None:
@@ -112,6 +115,16 @@ class Encoder:
             mark.join(probes) for mark in self.marks for probes in (_PROBES, _PROBES[::-1], ("", *_PROBES, "", ""))
         ]
         return all(ids.tolist() == whole for ids, whole in zip(self(texts), self.whole(texts), strict=True))
+
+
+def _runs(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The same texts, ``_AT_ONCE`` characters at a time."""
+    start, characters = 0, 0
+    for end, text in enumerate(texts, 1):
+        characters += len(text)
+        if characters >= _AT_ONCE or end == len(texts):
+            yield texts[start:end]
+            start, characters = end, 0
 
 
 def _separators(tokenizer: PreTrainedTokenizerBase, marks: Iterable[str]) -> list[str]:

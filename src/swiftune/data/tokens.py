@@ -44,7 +44,11 @@ CUT_AWAY = "nothing to learn: max_length cuts every supervised token away"
 NOTHING = "nothing to learn: no supervised token"
 
 _BATCH = 512
-"""Samples that are rendered and encoded at once."""
+"""Samples that are rendered and encoded at once; fewer where they are long."""
+_CHARACTERS = 1 << 20
+"""Of such a batch, about. Its rows take some 30 bytes for each, and three batches are under way."""
+_LOOKED_AT = 16
+"""Samples by which their length is judged."""
 _READ = 64
 """Rows of a record batch, which is read whole for any row of it: every one has as many, but the last."""
 
@@ -187,12 +191,20 @@ class _Job:
     strategy: TruncationStrategy
     min_response: int
 
-    def batch(self, start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:
-        """The rows of the samples from ``start`` on, their supervised tokens, and the samples that are none."""
-        samples = [self.samples[index] for index in range(start, min(start + _BATCH, len(self.samples)))]
+    def batches(self) -> list[range]:
+        """Which samples are rendered and encoded at once."""
+        count = len(self.samples)
+        some = [self.samples[index] for index in range(0, count, max(1, count // _LOOKED_AT))]
+        characters = sum(len(message.get("content") or "") for sample in some for message in sample.messages)
+        size = max(1, min(_BATCH, _CHARACTERS * len(some) // max(1, characters)))
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def batch(self, indices: range) -> tuple[pa.RecordBatch, int, list[Fault]]:
+        """The rows of these samples, their supervised tokens, and the samples that are none."""
+        samples = [self.samples[index] for index in indices]
         rows: list[Row] = []
         faults: list[Fault] = []
-        for index, row in enumerate(self.renderer.rows(samples), start):
+        for index, row in zip(indices, self.renderer.rows(samples), strict=True):
             fitted = fit(row, self.max_length, self.strategy, self.min_response)
             if isinstance(fitted, RowFault):
                 faults.append((index, fitted.reason, fitted.detail))
@@ -212,7 +224,8 @@ def _write(folder: Path, job: _Job, num_proc: int) -> None:
         pa.OSFile(str(folder / "rows.arrow"), "wb") as out,
         pa.ipc.new_file(out, pending.schema) as writer,
     ):
-        for batch, learned, faults in shown("tokenizing", _batches(job, num_proc), len(job.samples), _BATCH):
+        done = _batches(job, num_proc)
+        for batch, learned, faults in shown("tokenizing", done, len(job.samples), lambda of: len(of[0]) + len(of[2])):
             supervised += learned
             lines.writelines(json.dumps(fault) + "\n" for fault in faults)
             lengths.write(np.diff(batch.column("ids").offsets).tobytes())
@@ -233,8 +246,8 @@ def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, li
 
     In this process two threads take turns: Python renders one batch while the tokenizer encodes the other.
     """
-    starts = range(0, len(job.samples), _BATCH)
-    processes = min(num_proc, len(starts))
+    batches = job.batches()
+    processes = min(num_proc, len(batches))
     pool: Executor
     if processes > 1:
         pool, run, waited = (
@@ -247,9 +260,9 @@ def _batches(job: _Job, num_proc: int) -> Iterator[tuple[pa.RecordBatch, int, li
     with pool:
         waiting: deque[Future[Any]] = deque()
         try:
-            for start in starts:
+            for indices in batches:
                 with stop.unheard():  # only this process, which ends the others, is to be interrupted
-                    waiting.append(pool.submit(run, start))
+                    waiting.append(pool.submit(run, indices))
                 if len(waiting) > 2 * waited:
                     yield waiting.popleft().result()
             while waiting:
@@ -276,8 +289,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _batch_here(start: int) -> tuple[pa.RecordBatch, int, list[Fault]]:
-    return _here.batch(start)
+def _batch_here(indices: range) -> tuple[pa.RecordBatch, int, list[Fault]]:
+    return _here.batch(indices)
 
 
 def _columns(rows: Sequence[Row]) -> pa.RecordBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,12 +56,12 @@ _BAR_AFTER = 2.0
 """Seconds from which on a progress bar is shown."""
 
 
-def shown(doing: str, items: Iterable[T], total: int, each: int = 1) -> Iterator[T]:
+def shown(doing: str, items: Iterable[T], total: int, size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
     """The same items, with a progress bar where it takes long and a person looks on.
 
     Args:
         total: what there is to do.
-        each: how much of it an item is.
+        size: how much of it an item is.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -73,7 +73,7 @@ def shown(doing: str, items: Iterable[T], total: int, each: int = 1) -> Iterator
         for item in items:
             if err().is_terminal and time.monotonic() - began > _BAR_AFTER:
                 progress.start()
-            progress.advance(task, each)
+            progress.advance(task, size(item))
             yield item
     finally:
         if progress.live.is_started:  # stopping what never began would print an empty line
