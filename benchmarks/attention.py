@@ -1,6 +1,6 @@
 """Attention over packed rows by their length: ``python -m benchmarks.attention``.
 
-About 2,048 tokens in rows of one length, bfloat16, forward and backward: ours, PyTorch's own row by row, and PyTorch's
+About 2,048 tokens in rows of one length, forward and backward: ours, PyTorch's own row by row, and PyTorch's
 own over all of them with a mask of blocks, whose work grows by the square of the sum.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from benchmarks.measure import Report, Run, command, in_turn, machine, peak_flops
+from benchmarks.measure import DTYPE, DTYPE_NAME, Report, Run, command, in_turn, machine, peak_flops
 from swiftune.models.attention import packed_attention
 
 HEADS = {"SmolLM2-135M": (9, 3, 64), "Qwen2-7B": (28, 4, 128)}
@@ -23,7 +23,7 @@ def inputs(heads: tuple[int, int, int], tokens: int) -> list[torch.Tensor]:
     """Queries, keys and values, laid out as a model's projections leave them: (B, T, H, D) seen as (B, H, T, D)."""
     torch.manual_seed(0)
     query, key, size = heads
-    return [torch.randn(1, tokens, count, size).bfloat16().transpose(1, 2) for count in (query, key, key)]
+    return [torch.randn(1, tokens, count, size).to(DTYPE).transpose(1, 2) for count in (query, key, key)]
 
 
 def ours(qkv: list[torch.Tensor], length: int) -> torch.Tensor:
@@ -58,10 +58,10 @@ def run(
 ) -> Report:
     """Times the three at every length."""
     report = Report(
-        f"attention over {tokens:,} tokens, forward and backward, milliseconds, {machine()}",
+        f"attention over {tokens:,} tokens, forward and backward, milliseconds, {DTYPE_NAME}, {machine()}",
         ("heads of", "row length", "masked", "row by row", "ours", "times masked", "times row by row", "peak share"),
     )
-    peak = peak_flops(torch.bfloat16)
+    peak = peak_flops()
     for model in models:
         query, _, size = HEADS[model]
         for length in lengths:

@@ -1,6 +1,6 @@
 """LoRA layers beside PEFT's own: ``python -m benchmarks.lora_layers``.
 
-A real decoder layer's projections, forward and backward at 2,048 tokens, base in bfloat16 and adapter in float32:
+A real decoder layer's projections, forward and backward at 2,048 tokens, adapter in float32:
 layers that share an input as one row (q, k, v; gate, up), the others alone. "frozen" is the time of the base's own
 matrix products, without LoRA: what is left of a row above it is what LoRA costs.
 """
@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.measure import Report, Run, command, in_turn, machine
+from benchmarks.measure import DTYPE, DTYPE_NAME, Report, Run, command, in_turn, machine
 from swiftune.runtime.console import hushed
 from swiftune.tuners import speed_up
 from swiftune.tuners.adapter import RENAMED
@@ -86,19 +86,19 @@ def run(
 ) -> Report:
     """Times every group of every model."""
     report = Report(
-        f"LoRA layers, forward and backward at {tokens:,} tokens, milliseconds, {machine()}",
+        f"LoRA layers, forward and backward at {tokens:,} tokens, milliseconds, {DTYPE_NAME}, {machine()}",
         ("model", "layers", "rank", "dropout", "frozen", "PEFT", "ours", "ratio", "ratio of LoRA's part"),
     )
     for model_name in models:
-        base = MODELS[model_name]().to(torch.bfloat16).requires_grad_(False)
+        base = MODELS[model_name]().to(DTYPE).requires_grad_(False)
         for rank in ranks:
             for dropout in dropouts:
                 slow, fast = tuned(base, rank, dropout), tuned(base, rank, dropout)
                 assert speed_up(fast) == 7
                 for names in GROUPS:
                     frozen = layers(base, names)
-                    x_TD = torch.randn(1, tokens, frozen[0].in_features, dtype=torch.bfloat16)
-                    seeds = [torch.randn(1, tokens, layer.out_features, dtype=torch.bfloat16) for layer in frozen]
+                    x_TD = torch.randn(1, tokens, frozen[0].in_features, dtype=DTYPE)
+                    seeds = [torch.randn(1, tokens, layer.out_features, dtype=DTYPE) for layer in frozen]
                     groups = frozen, layers(slow, names), layers(fast, names)
                     times = in_turn([passes(group, x_TD, seeds) for group in groups], repeats or REPEATS[model_name])
                     alone, peft, own = (1000 * times.median(i) for i in range(3))

@@ -1,6 +1,6 @@
 """Head and cross-entropy beside Transformers' own loss: ``python -m benchmarks.loss``.
 
-T hidden states, S of them supervised, in bfloat16; forward and backward. Transformers computes the logits of all T,
+T hidden states, S of them supervised; forward and backward. Transformers computes the logits of all T,
 and the loss in float32. Errors are against the same in float64; memory is what one call adds in a fresh process.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from benchmarks.measure import Report, command, fresh, in_turn, machine, peak_flops
+from benchmarks.measure import DTYPE, DTYPE_NAME, Report, command, fresh, in_turn, machine, peak_flops
 from swiftune.losses.cross_entropy import linear_cross_entropy
 from swiftune.types import IGNORE
 
@@ -25,8 +25,8 @@ CASES = ((1024, 512, 49_152), (1024, 1024, 49_152), (512, 256, 151_936))
 def case(tokens: int, supervised: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hidden states, labels (of the same position) and a head, the same in every call."""
     torch.manual_seed(0)
-    hidden_TD = torch.randn(tokens, HIDDEN).bfloat16()
-    weight_VD = (torch.randn(vocabulary, HIDDEN) * 0.05).bfloat16()
+    hidden_TD = torch.randn(tokens, HIDDEN).to(DTYPE)
+    weight_VD = (torch.randn(vocabulary, HIDDEN) * 0.05).to(DTYPE)
     labels_T = torch.randint(0, vocabulary, (tokens,))
     labels_T[: tokens - supervised] = IGNORE
     return hidden_TD, labels_T, weight_VD
@@ -73,10 +73,10 @@ def memory(which: str, sizes: tuple[int, int, int]) -> float:
 def run(cases: Sequence[tuple[int, int, int]] = CASES, repeats: int = 2) -> Report:
     """Times, weighs and checks both."""
     report = Report(
-        f"head and loss, hidden size {HIDDEN}, bfloat16, {machine()}",
+        f"head and loss, hidden size {HIDDEN}, {DTYPE_NAME}, {machine()}",
         ("T, S, V", "whose", "seconds", "times ours", "MiB", "loss error", "gradient error", "peak share"),
     )
-    peak = peak_flops(torch.bfloat16)
+    peak = peak_flops()
     for sizes in cases:
         parts = case(*sizes)
         times = in_turn([lambda p=parts: theirs(*p), lambda p=parts: ours(*p)], repeats)  # type: ignore[misc]

@@ -21,7 +21,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from swiftune.runtime import hardware
+
 Run = Callable[[], object]
+
+DTYPE, _ = hardware.choose_dtype("bfloat16", None, torch.device("cpu"))
+"""What is computed in: bfloat16, or float32 on a processor that knows no products in it, as training does."""
+DTYPE_NAME = str(DTYPE).removeprefix("torch.")
 
 
 @dataclass
@@ -52,9 +58,14 @@ def in_turn(runs: Sequence[Run], repeats: int = 5) -> Timed:
     return Timed(seconds)
 
 
-def peak_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product in ``dtype``: the best that this machine was seen to do now."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+def autocast() -> torch.autocast:
+    """As a plain loop computes in ``DTYPE`` over adapters in float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == DTYPE)
+
+
+def peak_flops(size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of a square matrix product in ``DTYPE``: the best that this machine was seen to do now."""
+    a, b = (torch.randn(size, size).to(DTYPE) for _ in range(2))
     best = min(in_turn([lambda: a @ b], repeats).seconds[0])
     return 2 * size**3 / best
 

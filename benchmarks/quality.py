@@ -1,8 +1,8 @@
 """Whether speed costs quality: ``python -m benchmarks.quality --dataset FILE``.
 
 ``swift sft`` and a plain loop of Transformers + PEFT take the same 10 steps of 16 rows: the same tokens in the same
-order, seed, schedule and optimizer, dropout drawn apart. Then one plain evaluation, in bfloat16, of both adapters on
-the 200 rows after them. FILE is a JSON list or JSON lines with at least 360 rows. Takes minutes.
+order, seed, schedule and optimizer, dropout drawn apart. Then one plain evaluation of both adapters, in the same
+dtype, on the 200 rows after them. FILE is a JSON list or JSON lines with at least 360 rows. Takes minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from benchmarks.measure import Report, keep, machine
+from benchmarks.measure import DTYPE, Report, autocast, keep, machine
 from swiftune.config import SftArguments
 from swiftune.config.parse import parse
 from swiftune.models.load import load_model
@@ -44,14 +44,14 @@ def tensors(row: Row) -> dict[str, torch.Tensor]:
 
 def loss_sum(model: Any, row: Row) -> torch.Tensor:
     """Transformers' own loss, summed over the supervised tokens of a row."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         return model(**tensors(row), use_cache=False, num_items_in_batch=1).loss  # type: ignore[no-any-return]
 
 
 def train_plainly(args: SftArguments, opened: Any, feed: Any) -> Any:
     """The loop as one would write it."""
     seeds.seed_everything(args.seed)
-    model = attach_lora(load_model(opened.folder, dtype=torch.bfloat16), args).train()
+    model = attach_lora(load_model(opened.folder, dtype=DTYPE), args).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = torch.optim.AdamW(trained, args.learning_rate, betas, args.adam_epsilon, args.weight_decay)
@@ -99,7 +99,7 @@ def run(dataset: Path, model: str | None = None, train: int = 160, unseen: int =
         assert data.val is not None
         val = [data.val[i] for i in range(len(data.val))]
         (adapter,) = (work / "out").glob(f"v*/checkpoint-{data.feed.steps}")
-        base = load_model(opened.folder, dtype=torch.bfloat16)
+        base = load_model(opened.folder, dtype=DTYPE)
         untrained = evaluate(base, val)
         ours = evaluate(load_adapter(base, adapter), val)
         plain = evaluate(train_plainly(args, opened, data.feed), val)

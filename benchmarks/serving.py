@@ -29,9 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from benchmarks.measure import Report, keep, machine
+from benchmarks.measure import DTYPE, Report, keep, machine
 
 CLIENTS = (1, 4, 16, 64)
 TOKENS = 64
@@ -79,7 +86,9 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], tokens:
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     attention = model.config._attn_implementation
     began = time.perf_counter()
-    done = model.generate_batch(inputs=prompts, generation_config=config, record_timestamps=True)
+    done = model.generate_batch(
+        prompts, config, ContinuousBatchingConfig(max_memory_percent=0.1), record_timestamps=True
+    )
     model.set_attn_implementation(attention)
     return [[at - began for at in output.timestamps] for output in done.values()]
 
@@ -187,7 +196,7 @@ def run(
     *,
     model: str | None = None,
     tokens: int = TOKENS,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = DTYPE,
 ) -> Report:
     """Times ``contenders``, the names of some of ``CONTENDERS``; by default all that are installed."""
     from swiftune import hub

@@ -1,6 +1,6 @@
 """Training throughput beside plain Transformers + PEFT: ``python -m benchmarks.training``.
 
-The built-in model, LoRA 8/32 on all linear layers with dropout 0.05, bfloat16: packed rows in lanes, our LoRA layers,
+The built-in model, LoRA 8/32 on all linear layers with dropout 0.05: packed rows in lanes, our LoRA layers,
 head and loss on supervised tokens; against PEFT's layers and Transformers' loss, one row at a time (as batch 1 x N is
 run elsewhere) and in padded batches of 4. All in this process, in turn.
 """
@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import Report, Run, command, in_turn, machine, peak_flops, step_flops
+from benchmarks.measure import (
+    DTYPE,
+    DTYPE_NAME,
+    Report,
+    Run,
+    autocast,
+    command,
+    in_turn,
+    machine,
+    peak_flops,
+    step_flops,
+)
 from swiftune import hub
 from swiftune.config import SftArguments
 from swiftune.models.load import load_model
@@ -47,14 +58,14 @@ def rows(lengths: Sequence[int], vocabulary: int) -> list[Row]:
 def tuned(model: str | None) -> Any:
     """The model with LoRA, the same in every call."""
     torch.manual_seed(0)
-    return attach_lora(load_model(hub.find_model(model), dtype=torch.bfloat16), SftArguments()).train()
+    return attach_lora(load_model(hub.find_model(model), dtype=DTYPE), SftArguments()).train()
 
 
 def ours(model: Any, step: list[Row]) -> Run:
     """One step as ``swift sft`` runs it. ``model`` has the fast layers."""
     objective = SupervisedObjective(model).train()
     forward = objective.forward
-    objective.forward = torch.autocast("cpu", torch.bfloat16)(forward)  # type: ignore[method-assign]
+    objective.forward = autocast()(forward)  # type: ignore[method-assign]
     lanes = Lanes(fitting(model, CPU, processes=1))
     budget = max(BUDGET // lanes.count, *(len(row.ids_T) for row in step))
     layout = Layout(budget, 1, pair_work(model.config), lanes.count, share=objective.shares)
@@ -74,7 +85,7 @@ def plain(model: Any, step: list[Row], size: int) -> Run:
 
     def run() -> None:
         for batch in batches:
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 loss = model(**batch, use_cache=False).loss
             loss.backward()
         model.zero_grad()
@@ -104,7 +115,7 @@ def run(steps: dict[str, list[int]] = STEPS, repeats: int = 2, model: str | None
     hardware.keep_freed_memory()
     slow, fast = tuned(model), tuned(model)
     speed_up(fast)
-    peak = peak_flops(torch.bfloat16)
+    peak = peak_flops()
     for name, lengths in steps.items():
         step = rows(lengths, slow.config.vocab_size)
         tokens, supervised = sum(lengths), sum(row.supervised for row in step)
@@ -113,7 +124,7 @@ def run(steps: dict[str, list[int]] = STEPS, repeats: int = 2, model: str | None
         speeds = [tokens / times.median(i) for i in range(3)]
         report.add(name, tokens, *speeds, times.ratio(0), times.ratio(1), share)
     report.notes.append(
-        f"MFU: of {peak / 1e9:.0f} GFLOP/s in bfloat16, a product of 2,048 x 2,048 measured just before."
+        f"MFU: of {peak / 1e9:.0f} GFLOP/s in {DTYPE_NAME}, a product of 2,048 x 2,048 measured just before."
     )
     return report
 

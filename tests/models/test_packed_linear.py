@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from swiftune.models.packed_linear import PackedLinears
+from swiftune.runtime import hardware
 
 
+@pytest.mark.skipif(not hardware.has_fast_bfloat16(torch.device("cpu")), reason="this processor has no bfloat16")
 @pytest.mark.parametrize("rows", [1, 5, 16, 70])
 def test_packed_layers_compute_the_same(rows: int) -> None:
     torch.manual_seed(0)
