@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,9 @@ def test_the_page_holds_everything_and_fetches_nothing(tiny_qwen2: Path, tmp_pat
     assert "<script" not in page
     assert "<img src=http" not in page
     assert "<b>" not in page
+    examples = json.loads((folder / "inspect.json").read_text())["copies"]["examples"]
+    assert examples
+    assert all(f"copy {escape(example['copy'])}</td>" in page for example in examples)
     assert '<span class="learned">&lt;/pre&gt;&lt;img src=http://example.com/x&gt;' in page
     assert {path.name for path in folder.iterdir()} == {
         "inspect.html",
