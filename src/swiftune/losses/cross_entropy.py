@@ -97,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_grad_SD, *grads = ctx.saved_tensors
         scaled = [(grad * grad_loss).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
-        return hidden_grad_SD * grad_loss.to(hidden_grad_SD.dtype), None, None, None, None, *scaled
+        return hidden_grad_SD * grad_loss, None, None, None, None, *scaled
 
 
 def _blocks(
