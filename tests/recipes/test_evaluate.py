@@ -16,6 +16,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from swiftune.config import EvalArguments
+from swiftune.recipes.evaluate.candidates import candidates_of
 from swiftune.recipes.evaluate.kept import Kept
 from tests.recipes.chats import Flags, chats, log_of, run_of, sft, swift, write_jsonl
 from tests.tasks.test_judge import judging, said
@@ -108,6 +110,13 @@ def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path) -> None:
     assert file.read_bytes() == before
     assert evaluate(*command, "--seed", 7, "--temperature", 1) == 0  # other answers, beside the old ones
     assert len(lines("*/sums.jsonl")) == 24
+
+
+def test_a_quantized_model_has_answers_of_its_own(tiny_qwen2: Path) -> None:
+    bnb = {"quant_method": "bnb"}
+    ways: list[Flags] = [{}, bnb, bnb | {"quant_bits": 8}, bnb | {"bnb_4bit_quant_type": "fp4"}]
+    arguments = [EvalArguments(model=str(tiny_qwen2), eval_dataset=["x"], **way) for way in ways]
+    assert len({candidates_of(each)[0].folder for each in arguments}) == len(ways)
 
 
 def test_stopped_half_way_nothing_is_lost(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
