@@ -208,6 +208,32 @@ def test_a_judge_that_goes_away_loses_nothing(tiny_qwen2: Path, rows: Path, caps
     assert len(lines("*/sums.jsonl")) == 13
 
 
+def test_an_answer_without_a_rating_is_judged_again(
+    tiny_qwen2: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(rows, QUESTIONS[:3])
+    command = ("--model", tiny_qwen2, "--eval_dataset", rows, "--metric", "exact", "judge", "--judge_model", "j")
+    ratings = iter(["none"] * 9)
+    with judging(lambda _: said(next(ratings, "[[5]]"))) as (judge, asked):
+        assert evaluate(*command, "--judge_url", judge.url) == 0
+        assert len(asked) == 9
+        assert evaluate(*command, "--judge_url", judge.url) == 0
+        assert len(asked) == 12
+    assert re.search(r"judge\s*│ 50.0", capsys.readouterr().out)
+
+
+def test_an_answer_that_is_mended_in_the_file_counts(tiny_qwen2: Path, rows: Path) -> None:
+    command = ("--model", tiny_qwen2, "--eval_dataset", rows, "--metric", "contains", "--eval_limit", 2)
+    assert evaluate(*command) == 0
+    answers = lines("*/sums.jsonl")
+    right = {answer["question"]: answer["response"] for answer in answers}
+    write_jsonl(rows, [{"question": question, "answer": answer} for question, answer in right.items()])
+    assert evaluate(*command) == 0
+    assert lines("*/sums.jsonl") == answers
+    (report,) = Path("eval_output").glob("*/report.json")
+    assert json.loads(report.read_text())["tasks"]["sums"]["contains"]["value"] == 100
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
