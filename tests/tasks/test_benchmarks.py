@@ -118,6 +118,11 @@ def test_mmlu_reads_the_hub_layout(tmp_path: Path) -> None:
     assert len(Mmlu(tmp_path, subset="anatomy", shots=0)) == 2
     with pytest.raises(DataError, match="no file of the split test of 'astronomy'"):
         Mmlu(tmp_path, subset="astronomy")
+    for split in ("test", "dev"):
+        rows: list[dict[str, object]] = [MMLU_ROW | {"question": f"{n}?"} for n in range(3)]
+        parquet(tmp_path / f"all/{split}-00000-of-00001.parquet", rows)
+    assert [len(Mmlu(tmp_path, subset=subset)) for subset in (None, "all", "anatomy")] == [3, 3, 2]
+    assert len(Mmlu(tmp_path)[0].messages) == 7
 
 
 def test_ceval_reads_one_csv_a_subject(tmp_path: Path) -> None:
