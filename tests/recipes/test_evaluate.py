@@ -306,6 +306,33 @@ def test_tasks_while_training(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> N
     assert state["best_metric"] == max(line["eval_sums"] for line in evaluations)
 
 
+def test_a_task_that_fails_while_training_loses_no_step(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "my.py"
+    own.write_text("def wrong(answer, reference, messages):\n    return 1 / 0\n")
+    flags: Flags = {
+        "model": tiny_qwen2,
+        "dataset": write_jsonl(tmp_path / "train.jsonl", chats(8)),
+        "torch_dtype": "float32",
+        "max_steps": 4,
+        "gradient_accumulation_steps": 1,
+        "eval_steps": 3,
+        "save_steps": 2,
+        "eval_limit": 1,
+        "eval_dataset": rows,
+        "metric": f"{own}:wrong",
+        "max_new_tokens": 4,
+        "output_dir": tmp_path / "out",
+    }
+    assert sft(flags) == 1
+    told = capsys.readouterr().err
+    last = run_of(tmp_path / "out") / "checkpoint-3"
+    assert "sums could not be scored after step 3: --metric wrong" in told
+    assert f"--resume_from_checkpoint {last}" in told
+    assert json.loads((last / "trainer_state.json").read_text())["step"] == 3
+
+
 def test_the_best_model_is_chosen_by_what_there_is(
     tiny_qwen2: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

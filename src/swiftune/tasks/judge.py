@@ -78,7 +78,7 @@ class RemoteJudge:
             raise RunError(
                 f"The judge {self.model} at {self.url} gave no rating for {_RUBBISH} questions in a row; it said: "
                 f"{said.strip()[:200]!r}.",
-                "Take another --judge_model. The answers are kept: the same command goes on from here.",
+                "Take another --judge_model. The answers are kept: swift eval goes on from here.",
             )
         return Judged({}, f"no rating: {said.strip()[:200]!r}")
 
@@ -123,7 +123,7 @@ class RemoteJudge:
                 why = "no answer in time" if late else _reason(error)
         raise RunError(
             f"The judge at {self.url} cannot be asked: {why}.",
-            "The answers are kept: the same command goes on from here.",
+            "The answers are kept: swift eval goes on from here.",
         )
 
 
