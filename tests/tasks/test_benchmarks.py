@@ -149,12 +149,23 @@ def test_ceval_reads_one_csv_a_subject(tmp_path: Path) -> None:
         ("Answer: **A**", "A"),
         ("答案：B", "B"),
         ("A cat? The answer is C", "C"),
+        ("The ANSWER Is B, not A", "B"),
+        ("The answer is a bit tricky: C", "C"),
         ("I don't know", None),
         ("", None),
     ],
 )
 def test_the_letter_is_found(text: str, letter: str | None) -> None:
     assert letter_in(text) == letter
+
+
+@pytest.mark.parametrize("benchmark", [Gsm8k, Mmlu])
+def test_worked_examples_that_a_single_file_has_not_are_told(benchmark: type[Gsm8k | Mmlu], tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps(MMLU_ROW | ({"answer": "#### 4"} if benchmark is Gsm8k else {})))
+    with pytest.raises(DataError, match=r"--num_fewshot 3: .*test.jsonl is one file"):
+        benchmark(file, shots=3)
+    assert [len(benchmark(file, shots=shots)[0].messages) for shots in (None, 0)] == [1, 1]
 
 
 def test_a_benchmark_is_found_in_the_mirror_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,20 @@ def rows_of(place: Path, splits: Sequence[str], subset: str | None = None) -> li
     return rows
 
 
+def examples_of(place: Path, split: str, subset: str | None, shots: int | None) -> list[dict[str, Any]]:
+    """The rows to take worked examples from; none where there are to be none, or there is a single file.
+
+    Raises:
+        DataError: ``shots`` of them are asked for, and there is a single file.
+    """
+    if shots and place.is_file():
+        raise DataError(
+            f"--num_fewshot {shots}: {place} is one file, and worked examples are taken from the split {split}.",
+            "Name the folder that has both, or set --num_fewshot 0.",
+        )
+    return [] if shots == 0 or place.is_file() else rows_of(place, [split], subset)
+
+
 def column(row: dict[str, Any], *names: str) -> Any:
     """The value of the first of these columns that the row has.
 
