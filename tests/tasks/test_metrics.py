@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swiftune.config.evaluating import FIGURES, METRICS
 from swiftune.errors import RunError, UsageError
 from swiftune.tasks import metrics
 from swiftune.tasks.own_metric import OwnMetric
@@ -129,6 +130,12 @@ def test_a_metric_of_the_users_own(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(UsageError, match="cannot be run: ModuleNotFoundError"):
         OwnMetric.load(f"{file}:short")
+
+
+def test_the_figures_that_arguments_may_name_are_those_there_are() -> None:
+    assert {metric: tuple(figures) for metric, figures in metrics.FIGURES.items()} == {
+        metric: FIGURES.get(metric, (metric,)) for metric in METRICS
+    }
 
 
 def test_figures_know_how_they_are_summed() -> None:
