@@ -146,7 +146,11 @@ def test_defaults_are_those_promised() -> None:
         ("--val_dataset v --save_strategy epoch", "eval_strategy", "epoch"),
         ("--predict_with_generate true", "metric_for_best_model", "rouge-l"),
         ("--predict_with_generate true", "greater_is_better", True),
-        ("--eval_dataset q --metric rouge --metric_for_best_model eval_q_rouge-2", "metric_for_best_model", "q_rouge-2"),
+        (
+            "--eval_dataset q --metric rouge --metric_for_best_model eval_q_rouge-2",
+            "metric_for_best_model",
+            "q_rouge-2",
+        ),
         ("--per_device_train_batch_size 3", "gradient_accumulation_steps", 6),
     ],
 )

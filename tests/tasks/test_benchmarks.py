@@ -199,7 +199,12 @@ ASIDE = {
         {"messages": [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hello!"}]},
     ],
     "an answer without words, which nothing can be compared with": [
-        {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}
+        {
+            "messages": [
+                {"role": "user", "content": "1 + 1?"},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            ]
+        }
     ],
 }
 

@@ -179,7 +179,11 @@ def _wrong_runs(sweep: Sweep) -> list[str]:
 def _wrong_together(sweep: Sweep) -> list[str]:
     """What is wrong with values that are right one by one."""
     metric, given = sweep.options.sweep_metric, sweep.first.given
-    evaluated = *FIGURES["rouge"], *FIGURES["bleu"], *task_figures(given.get("eval_dataset", []), given.get("metric", []))
+    evaluated = (
+        *FIGURES["rouge"],
+        *FIGURES["bleu"],
+        *task_figures(given.get("eval_dataset", []), given.get("metric", [])),
+    )
     known = [*METRICS, *(f"eval_{name}" for name in evaluated)]
     sure = not {"eval_dataset", "metric"}.intersection(sweep.names)
     if metric and metric not in known and (sure or not metric.startswith("eval_")):

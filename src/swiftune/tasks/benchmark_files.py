@@ -55,8 +55,8 @@ def rows_of(place: Path, splits: Sequence[str], subset: str | None = None) -> li
     """The rows of the first of ``splits`` that has files; of a single file, all.
 
     A file belongs to a split (and a subset) if a part of its path is called so: ``main/test-00000-of-00001.parquet``,
-    ``test/anatomy_test.csv``, ``test.jsonl``. A folder called as the subset goes first; without one, ``all`` if there is
-    such a folder: the others have the same rows once more. A row remembers its subset as ``_subset``.
+    ``test/anatomy_test.csv``, ``test.jsonl``. A folder called as the subset goes first; where none is named, a folder
+    ``all``: the others have the same rows once more. A row remembers its subset as ``_subset``.
 
     Raises:
         DataError: there is no such file, or it cannot be read.

@@ -76,9 +76,7 @@ class CEval(Choice):
 
 def letter_in(text: str) -> str | None:
     """The letter that an answer chooses: the one said to be the answer, else the first that stands alone."""
-    said = re.search(
-        r"(?i:answer|答案|选)[^A-Za-z\n]{0,12}(?i:is|:|：|为|是)?\s*[\(（*]*([A-D])(?![A-Za-z])", text
-    )
+    said = re.search(r"(?i:answer|答案|选)[^A-Za-z\n]{0,12}(?i:is|:|：|为|是)?\s*[\(（*]*([A-D])(?![A-Za-z])", text)
     alone = re.search(r"(?<![A-Za-z'’])([A-D])(?![A-Za-z'’])", text)
     found = said or alone
     return found[1] if found else None

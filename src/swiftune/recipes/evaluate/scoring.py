@@ -102,8 +102,10 @@ def _judged(task: Task, prompts: Iterator[Asked], answers: Kept, scores: Kept) -
     def known(asked: Asked) -> Judged | None:
         """What was found before. An answer that lacks a figure, as a judge gave no rating, is scored again."""
         key = _key(asked)
-        line = scores[key] if key in scores else None
-        return Judged(line["scores"], line["why"]) if line and line["scores"].keys() >= task.figures.keys() else None
+        if key not in scores:
+            return None
+        line = scores[key]
+        return Judged(line["scores"], line["why"]) if line["scores"].keys() >= task.figures.keys() else None
 
     def keep(asked: Asked, judged: Judged) -> Judged:
         scores.add(_key(asked), id=asked.question.id, scores=judged.scores, why=judged.why)
