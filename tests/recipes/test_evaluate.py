@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from swiftune.config import EvalArguments
+from swiftune.data.render import Renderer
 from swiftune.recipes.evaluate.candidates import candidates_of
 from swiftune.recipes.evaluate.kept import Kept
 from tests.recipes.chats import Flags, chats, log_of, run_of, sft, swift, write_jsonl
@@ -91,9 +92,13 @@ def test_a_file_of_questions(tiny_qwen2: Path, rows: Path, capsys: pytest.Captur
     assert (length["method"], length["questions"]) == ("bootstrap", 12)
 
 
-def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path) -> None:
+def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("--model", tiny_qwen2, "--eval_dataset", rows)
+    rendered: list[Any] = []
+    prompt = Renderer.prompt
+    monkeypatch.setattr(Renderer, "prompt", lambda *given: rendered.append(given) or prompt(*given))
     assert evaluate(*command, "--eval_limit", 5) == 0
+    assert len(rendered) == 10  # to be asked, and to be scored
     first = lines("*/sums.jsonl")
     assert len(first) == 5
     (file,) = Path("eval_output").glob("*/sums.jsonl")
