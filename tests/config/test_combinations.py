@@ -151,6 +151,8 @@ def test_what_decides_is_the_loss_of_the_evaluation_if_there_is_one() -> None:
     assert read("sft --dataset a --lora_rank 4 8").metric == "train_loss"
     assert read("sft --dataset a --lora_rank 4 8 --val_dataset b").metric == "eval_loss"
     assert read("sft --dataset a --lora_rank 4 8 --val_dataset b --sweep_metric eval_acc").metric == "eval_acc"
+    task = "sft --dataset a --lora_rank 4 8 --eval_dataset c.jsonl --metric exact my.py:f --sweep_metric eval_c_f"
+    assert read(task).metric == "eval_c_f"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +201,14 @@ def test_what_decides_is_the_loss_of_the_evaluation_if_there_is_one() -> None:
         (
             "sft --dataset a --lora_rank 4 8 --sweep_metric train_los",
             ["--sweep_metric train_los is no figure of a run; did you mean train_loss?"],
+        ),
+        (
+            "sft --dataset a --lora_rank 4 8 --val_dataset b --sweep_metric eval_lss",
+            ["--sweep_metric eval_lss is no figure of a run; did you mean eval_loss?"],
+        ),
+        (
+            "sft --dataset a --lora_rank 4 8 --eval_dataset sums.jsonl --sweep_metric eval_sms",
+            ["--sweep_metric eval_sms is no figure of a run; did you mean eval_sums?"],
         ),
         (
             "sft --dataset a --lora_rank 4 8 --resume_from_checkpoint true",

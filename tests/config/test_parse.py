@@ -146,6 +146,11 @@ def test_defaults_are_those_promised() -> None:
         ("--val_dataset v --save_strategy epoch", "eval_strategy", "epoch"),
         ("--predict_with_generate true", "metric_for_best_model", "rouge-l"),
         ("--predict_with_generate true", "greater_is_better", True),
+        (
+            "--eval_dataset q --metric rouge --metric_for_best_model eval_q_rouge-2",
+            "metric_for_best_model",
+            "q_rouge-2",
+        ),
         ("--per_device_train_batch_size 3", "gradient_accumulation_steps", 6),
     ],
 )
@@ -237,6 +242,11 @@ def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
         ("--dataset d --resume_only_model true", "--resume_only_model true needs --resume_from_checkpoint."),
         ("--dataset d --attn_impl flash_attn --torch_dtype fp32", "are at odds: it needs bfloat16 or float16."),
         ("--dataset d --metric_for_best_model rouge-l", "needs --predict_with_generate true."),
+        ("--dataset d --eval_dataset q.jsonl --metric_for_best_model eval_q_nonsense", "q_nonsense is none of"),
+        (
+            "--dataset d --eval_dataset q.jsonl --metric rouge --metric_for_best_model eval_q_rouge-3",
+            "did you mean q_rouge-",
+        ),
         ("--dataset d --early_stop_interval 3", "--early_stop_interval needs evaluations"),
         ("--dataset d --report_to none wandb", "--report_to none and other trackers are at odds."),
     ],

@@ -16,6 +16,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from swiftune.config import EvalArguments
+from swiftune.data.render import Renderer
+from swiftune.recipes.evaluate.candidates import candidates_of
 from swiftune.recipes.evaluate.kept import Kept
 from tests.recipes.chats import Flags, chats, log_of, run_of, sft, swift, write_jsonl
 from tests.tasks.test_judge import judging, said
@@ -89,9 +92,13 @@ def test_a_file_of_questions(tiny_qwen2: Path, rows: Path, capsys: pytest.Captur
     assert (length["method"], length["questions"]) == ("bootstrap", 12)
 
 
-def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path) -> None:
+def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("--model", tiny_qwen2, "--eval_dataset", rows)
+    rendered: list[Any] = []
+    prompt = Renderer.prompt
+    monkeypatch.setattr(Renderer, "prompt", lambda *given: rendered.append(given) or prompt(*given))
     assert evaluate(*command, "--eval_limit", 5) == 0
+    assert len(rendered) == 10  # to be asked, and to be scored
     first = lines("*/sums.jsonl")
     assert len(first) == 5
     (file,) = Path("eval_output").glob("*/sums.jsonl")
@@ -108,6 +115,13 @@ def test_the_same_command_goes_on(tiny_qwen2: Path, rows: Path) -> None:
     assert file.read_bytes() == before
     assert evaluate(*command, "--seed", 7, "--temperature", 1) == 0  # other answers, beside the old ones
     assert len(lines("*/sums.jsonl")) == 24
+
+
+def test_a_quantized_model_has_answers_of_its_own(tiny_qwen2: Path) -> None:
+    bnb = {"quant_method": "bnb"}
+    ways: list[Flags] = [{}, bnb, bnb | {"quant_bits": 8}, bnb | {"bnb_4bit_quant_type": "fp4"}]
+    arguments = [EvalArguments(model=str(tiny_qwen2), eval_dataset=["x"], **way) for way in ways]
+    assert len({candidates_of(each)[0].folder for each in arguments}) == len(ways)
 
 
 def test_stopped_half_way_nothing_is_lost(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> None:
@@ -199,6 +213,32 @@ def test_a_judge_that_goes_away_loses_nothing(tiny_qwen2: Path, rows: Path, caps
     assert len(lines("*/sums.jsonl")) == 13
 
 
+def test_an_answer_without_a_rating_is_judged_again(
+    tiny_qwen2: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(rows, QUESTIONS[:3])
+    command = ("--model", tiny_qwen2, "--eval_dataset", rows, "--metric", "exact", "judge", "--judge_model", "j")
+    ratings = iter(["none"] * 9)
+    with judging(lambda _: said(next(ratings, "[[5]]"))) as (judge, asked):
+        assert evaluate(*command, "--judge_url", judge.url) == 0
+        assert len(asked) == 9
+        assert evaluate(*command, "--judge_url", judge.url) == 0
+        assert len(asked) == 12
+    assert re.search(r"judge\s*│ 50.0", capsys.readouterr().out)
+
+
+def test_an_answer_that_is_mended_in_the_file_counts(tiny_qwen2: Path, rows: Path) -> None:
+    command = ("--model", tiny_qwen2, "--eval_dataset", rows, "--metric", "contains", "--eval_limit", 2)
+    assert evaluate(*command) == 0
+    answers = lines("*/sums.jsonl")
+    right = {answer["question"]: answer["response"] for answer in answers}
+    write_jsonl(rows, [{"question": question, "answer": answer} for question, answer in right.items()])
+    assert evaluate(*command) == 0
+    assert lines("*/sums.jsonl") == answers
+    (report,) = Path("eval_output").glob("*/report.json")
+    assert json.loads(report.read_text())["tasks"]["sums"]["contains"]["value"] == 100
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -269,6 +309,33 @@ def test_tasks_while_training(tiny_qwen2: Path, rows: Path, tmp_path: Path) -> N
     assert (run / "checkpoint-best").resolve().name == f"checkpoint-{best}"
     state = json.loads((run / "checkpoint-4/trainer_state.json").read_text())
     assert state["best_metric"] == max(line["eval_sums"] for line in evaluations)
+
+
+def test_a_task_that_fails_while_training_loses_no_step(
+    tiny_qwen2: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "my.py"
+    own.write_text("def wrong(answer, reference, messages):\n    return 1 / 0\n")
+    flags: Flags = {
+        "model": tiny_qwen2,
+        "dataset": write_jsonl(tmp_path / "train.jsonl", chats(8)),
+        "torch_dtype": "float32",
+        "max_steps": 4,
+        "gradient_accumulation_steps": 1,
+        "eval_steps": 3,
+        "save_steps": 2,
+        "eval_limit": 1,
+        "eval_dataset": rows,
+        "metric": f"{own}:wrong",
+        "max_new_tokens": 4,
+        "output_dir": tmp_path / "out",
+    }
+    assert sft(flags) == 1
+    told = capsys.readouterr().err
+    last = run_of(tmp_path / "out") / "checkpoint-3"
+    assert "sums could not be scored after step 3: --metric wrong" in told
+    assert f"--resume_from_checkpoint {last}" in told
+    assert json.loads((last / "trainer_state.json").read_text())["step"] == 3
 
 
 def test_the_best_model_is_chosen_by_what_there_is(

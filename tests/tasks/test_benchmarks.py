@@ -17,7 +17,7 @@ from swiftune.tasks.benchmark_files import rows_of
 from swiftune.tasks.choice import CEval, Mmlu, letter_in
 from swiftune.tasks.gsm8k import Gsm8k, equal, number_in
 from swiftune.tasks.humaneval import HumanEval, program
-from swiftune.tasks.named import Setting, make_task
+from swiftune.tasks.named import Setting, Trained, make_task
 from swiftune.tasks.sandbox import Limits
 from swiftune.tasks.task import Question, Task
 
@@ -118,6 +118,11 @@ def test_mmlu_reads_the_hub_layout(tmp_path: Path) -> None:
     assert len(Mmlu(tmp_path, subset="anatomy", shots=0)) == 2
     with pytest.raises(DataError, match="no file of the split test of 'astronomy'"):
         Mmlu(tmp_path, subset="astronomy")
+    for split in ("test", "dev"):
+        rows: list[dict[str, object]] = [MMLU_ROW | {"question": f"{n}?"} for n in range(3)]
+        parquet(tmp_path / f"all/{split}-00000-of-00001.parquet", rows)
+    assert [len(Mmlu(tmp_path, subset=subset)) for subset in (None, "all", "anatomy")] == [3, 3, 2]
+    assert len(Mmlu(tmp_path)[0].messages) == 7
 
 
 def test_ceval_reads_one_csv_a_subject(tmp_path: Path) -> None:
@@ -144,12 +149,23 @@ def test_ceval_reads_one_csv_a_subject(tmp_path: Path) -> None:
         ("Answer: **A**", "A"),
         ("答案：B", "B"),
         ("A cat? The answer is C", "C"),
+        ("The ANSWER Is B, not A", "B"),
+        ("The answer is a bit tricky: C", "C"),
         ("I don't know", None),
         ("", None),
     ],
 )
 def test_the_letter_is_found(text: str, letter: str | None) -> None:
     assert letter_in(text) == letter
+
+
+@pytest.mark.parametrize("benchmark", [Gsm8k, Mmlu])
+def test_worked_examples_that_a_single_file_has_not_are_told(benchmark: type[Gsm8k | Mmlu], tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps(MMLU_ROW | ({"answer": "#### 4"} if benchmark is Gsm8k else {})))
+    with pytest.raises(DataError, match=r"--num_fewshot 3: .*test.jsonl is one file"):
+        benchmark(file, shots=3)
+    assert [len(benchmark(file, shots=shots)[0].messages) for shots in (None, 0)] == [1, 1]
 
 
 def test_a_benchmark_is_found_in_the_mirror_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +189,55 @@ def test_fidelity_asks_as_many_as_are_wanted(name: str, count: int, tmp_path: Pa
     assert asked == count
     assert task.name == "fidelity"
     assert next(iter(task.figures)) == ("rouge-l" if "MORE" in name else "contains")
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+ASIDE = {
+    "no question before the answer": [
+        {"text": "Once upon a time."},
+        {"messages": [{"role": "assistant", "content": "Hello!"}]},
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hello!"}]},
+    ],
+    "an answer without words, which nothing can be compared with": [
+        {
+            "messages": [
+                {"role": "user", "content": "1 + 1?"},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            ]
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("why", ASIDE)
+@pytest.mark.parametrize("task", ["", "fidelity=", "identity_accuracy"])
+def test_rows_that_ask_nothing_or_answer_without_words_are_set_aside(
+    why: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.jsonl"
+    trained = Trained([str(rows)], 1, False, 0.0, None)
+    name = task if task == "identity_accuracy" else f"{task}{rows}"
+    for mixed in (False, True):
+        for aside in ASIDE[why]:
+            good = {"query": "Who are you?", "response": "Hello!"}
+            rows.write_text("".join(f"{json.dumps(row)}\n" for row in ([aside, good] if mixed else [aside])))
+            setting = Setting(Ledger(), trained=trained if task == "identity_accuracy" else None, name=["Hello"])
+            if mixed:
+                made, count = make_task(name, setting)
+                assert (len(made), count, made[0].reference) == (1, 1, "Hello!")
+                assert setting.ledger.counts == {"read": 2, "used": 1, "set_aside": {why: 1}}
+            else:
+                with pytest.raises(DataError, match=f"{why}: {rows}:1"):
+                    make_task(name, setting)
+
+
+@pytest.mark.parametrize("pattern", ["(42", "a{99999999999999}"])
+def test_an_answer_that_is_no_regular_expression_is_told(pattern: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": "?", "answer": answer}) + "\n" for answer in ("42", pattern)))
+    with pytest.raises(DataError, match=f"{rows}:2: the answer is no regular expression"):
+        make_task(str(rows), Setting(Ledger(), metrics=["regex"]))
 
 
 def test_a_task_that_is_nowhere_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

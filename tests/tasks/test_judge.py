@@ -25,7 +25,10 @@ def said(text: str) -> tuple[int, bytes]:
 
 
 @contextmanager
-def judging(answer: Answer) -> Iterator[tuple[RemoteJudge, list[dict[str, Any]]]]:
+def judging(
+    answer: Answer, *, missing: int = 0, stall: float = 0
+) -> Iterator[tuple[RemoteJudge, list[dict[str, Any]]]]:
+    """A judge at work, and what it was asked. ``missing``: bytes that it does not send, closing after ``stall`` s."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -40,8 +43,11 @@ def judging(answer: Answer) -> Iterator[tuple[RemoteJudge, list[dict[str, Any]]]
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", "http://127.0.0.1:1/")
+                if missing:
+                    self.send_header("Content-Length", str(len(content) + missing))
                 self.end_headers()
                 self.wfile.write(content)
+                time.sleep(stall)
             except OSError:
                 return
 
@@ -99,6 +105,15 @@ def test_a_judge_that_does_not_answer_is_told() -> None:
             judge(QUESTION, "x")
     with pytest.raises(RunError, match="cannot be asked"):
         RemoteJudge("http://127.0.0.1:9/v1", "j", pause=0.01)(QUESTION, "x")
+
+
+@pytest.mark.parametrize(("stall", "told"), [(0, "cannot be asked: ProtocolError"), (0.5, "no answer in time")])
+def test_a_judge_that_stops_in_the_middle_is_told(stall: float, told: str) -> None:
+    with judging(lambda _: said("[[3]]"), missing=9, stall=stall) as (judge, asked):
+        judge.seconds = 0.2
+        with pytest.raises(RunError, match=told):
+            judge(QUESTION, "x")
+        assert len(asked) == 3
 
 
 @pytest.mark.parametrize("status", [401, 404])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swiftune.config.evaluating import FIGURES, METRICS
 from swiftune.errors import RunError, UsageError
 from swiftune.tasks import metrics
 from swiftune.tasks.own_metric import OwnMetric
@@ -58,13 +59,14 @@ def test_rouge_is_that_of_rouge_scores_command(tmp_path: Path) -> None:
         (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "rouge_score.rouge", "--rouge_types=rouge1,rouge2,rougeL"]
     files = ["--target_filepattern=ref", "--prediction_filepattern=hyp", "--output_filename=out.csv"]
-    subprocess.run([*command, *files, "--use_stemmer=false"], cwd=tmp_path, check=True, capture_output=True)
+    files += ["--aggregate=false", "--use_stemmer=false"]
+    subprocess.run([*command, *files], cwd=tmp_path, check=True, capture_output=True)
     with (tmp_path / "out.csv").open() as file:
-        told = {row["score_type"]: float(row["mid"]) for row in csv.DictReader(file)}
-    found = figures(PAIRS, "rouge")
-    # Its command rounds, and gives the middle of a bootstrap instead of the mean.
+        told = list(csv.DictReader(file))
     for name, theirs in (("rouge-1", "rouge1-F"), ("rouge-2", "rouge2-F"), ("rouge-l", "rougeL-F")):
-        assert found[name] == pytest.approx(100 * told[theirs], abs=1.0)
+        each = [100 * float(row[theirs]) for row in told]  # to six decimals
+        assert [figures([pair], "rouge")[name] for pair in PAIRS] == pytest.approx(each, abs=1e-4)
+        assert figures(PAIRS, "rouge")[name] == pytest.approx(np.mean(each), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,19 @@ def test_rouge_is_that_of_rouge_scores_command(tmp_path: Path) -> None:
         ("exact", " Paris.", "paris", True),
         ("exact", "It is Paris", "Paris", False),
         ("exact", "北京。", "北京", True),
+        ("exact", '"(Paris)."', "Paris?", True),
+        ("exact", "**Paris.**", "Paris", True),
+        ("exact", "7", "-7", False),
+        ("exact", "C", "C++", False),
+        ("exact", "C#.", "C#", True),
+        ("exact", "5", ".5", False),
+        ("exact", "(.5)", ".5", True),
+        ("exact", "A*", "A", False),
+        ("exact", "?!", "?", False),
+        ("contains", "C, of course", "C++", False),
+        ("contains", "It is C++.", "C++", True),
+        ("contains", "What is it", "?!", False),
+        ("contains", "What?!", "?!", True),
         ("contains", "It is PARIS, I think.", "Paris", True),
         ("contains", "London", "Paris", False),
         ("regex", "about 42 km", r"\b4[0-9]\b", True),
@@ -115,6 +130,12 @@ def test_a_metric_of_the_users_own(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(UsageError, match="cannot be run: ModuleNotFoundError"):
         OwnMetric.load(f"{file}:short")
+
+
+def test_the_figures_that_arguments_may_name_are_those_there_are() -> None:
+    assert {metric: tuple(figures) for metric, figures in metrics.FIGURES.items()} == {
+        metric: FIGURES.get(metric, (metric,)) for metric in METRICS
+    }
 
 
 def test_figures_know_how_they_are_summed() -> None:

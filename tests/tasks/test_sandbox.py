@@ -41,7 +41,7 @@ HARM = {
     "leaving early": "import os; os._exit(0)",
     "leaving politely": "import sys; sys.exit(0)",
     "killing everybody": "import os, signal; os.kill(-1, signal.SIGKILL)",
-    "killing its parent": "import os; os.kill(os.getppid(), 9) if os.getppid() > 1 else os.abort()",
+    "killing its parent": "import os; os.kill(os.getppid(), 9); os.abort()",
     "killing its group": "import os, signal; os.killpg(0, signal.SIGKILL)",
     "not valid Python": "def f(:",
     "a string left open": "x = '''",

@@ -14,6 +14,7 @@ from typing import Any
 
 from swiftune.config import compat
 from swiftune.config.declare import Arguments, arguments_of
+from swiftune.config.evaluating import FIGURES, task_figures
 from swiftune.config.given import Given, Words
 from swiftune.config.parse import check, sources_of
 from swiftune.config.sweep import SweepArguments
@@ -177,9 +178,16 @@ def _wrong_runs(sweep: Sweep) -> list[str]:
 
 def _wrong_together(sweep: Sweep) -> list[str]:
     """What is wrong with values that are right one by one."""
-    metric = sweep.options.sweep_metric
-    if metric and metric not in METRICS and not metric.startswith("eval_"):
-        return [f"--sweep_metric {metric} is no figure of a run{_perhaps(metric, METRICS)}"]
+    metric, given = sweep.options.sweep_metric, sweep.first.given
+    evaluated = (
+        *FIGURES["rouge"],
+        *FIGURES["bleu"],
+        *task_figures(given.get("eval_dataset", []), given.get("metric", [])),
+    )
+    known = [*METRICS, *(f"eval_{name}" for name in evaluated)]
+    sure = not {"eval_dataset", "metric"}.intersection(sweep.names)
+    if metric and metric not in known and (sure or not metric.startswith("eval_")):
+        return [f"--sweep_metric {metric} is no figure of a run{_perhaps(metric, known)}"]
     if metric and metric.startswith("eval_") and not sweep.first.evaluates:
         return [f"--sweep_metric {metric} needs rows to evaluate on: --val_dataset or --split_dataset_ratio."]
     if sweep.options.sweep_trials is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -33,6 +34,8 @@ from swiftune.config.values import (
 from swiftune.config.vllm import VllmArguments
 
 METRICS = ("exact", "contains", "regex", "rouge", "bleu", "identity", "judge")
+FIGURES = {"rouge": ("rouge-l", "rouge-1", "rouge-2"), "bleu": ("bleu-4",)}
+"""The figures of metrics that are not called as their only one."""
 
 
 def _metric(value: str) -> str:
@@ -58,6 +61,20 @@ def task_label(text: str) -> str:
     if mark and re.fullmatch(r"\w+(:[\w-]+)?", task):
         return task.replace(":", "-")
     return re.sub(r"[^\w.-]+", "-", re.sub(r"(\.(jsonl?|csv|parquet|gz|zst))+(?=$|:)", "", PurePath(name).name))
+
+
+def task_figures(tasks: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """What tasks may be logged as while training, behind ``eval_``: the first figure of each has the task's name alone.
+
+    >>> task_figures(["sums.jsonl", "fidelity"], ["exact", "my.py:length"])
+    ['sums', 'sums_length', 'fidelity', 'fidelity_length', 'fidelity_rouge-1', 'fidelity_rouge-2']
+    """
+    further = [figure for name in metrics for figure in FIGURES.get(name, (name.rpartition(":")[2],))][1:]
+    names = []
+    for label in map(task_label, tasks):
+        own = FIGURES["rouge"][1:] if label == "fidelity" else ()
+        names += [label, *(f"{label}_{figure}" for figure in dict.fromkeys([*further, *own]))]
+    return names
 
 
 class TaskArguments(Arguments):

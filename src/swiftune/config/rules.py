@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from swiftune.config.declare import Arguments
-from swiftune.config.evaluating import task_label
+from swiftune.config.evaluating import FIGURES, task_figures
 from swiftune.config.quantization import BITS
 from swiftune.config.values import either, nearest, split_name
 
@@ -176,11 +176,11 @@ def flash_needs_half_precision(args: Any) -> str | None:
     return None
 
 
-@rule("metric_for_best_model", "predict_with_generate", "eval_dataset")
+@rule("metric_for_best_model", "predict_with_generate", "eval_dataset", "metric")
 def best_by_what_there_is(args: Any) -> str | None:
-    name, scores, always = args.metric_for_best_model, ("rouge-1", "rouge-2", "rouge-l", "bleu-4"), ("loss", "acc")
-    tasks = [task_label(text) for text in args.eval_dataset]
-    if name in (*always, *tasks) or any(name.startswith(f"{task}_") for task in tasks):
+    name, scores, always = args.metric_for_best_model, (*FIGURES["rouge"], *FIGURES["bleu"]), ("loss", "acc")
+    tasks = task_figures(args.eval_dataset, args.metric)
+    if name in (*always, *tasks):
         return None
     if name in scores:
         needs = f"--metric_for_best_model {name} needs --predict_with_generate true."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftune.config import SftArguments
+from swiftune.errors import EvaluationError, OutputError, RunError, UsageError
 from swiftune.recipes.opening import Opened
 from swiftune.recipes.training_data import TrainingData
 from swiftune.runtime.stop import StopRequest
@@ -81,7 +82,13 @@ class Evaluator:
         with self.objective.generating(), closing(self._engine()) as engine:
             asker = Asker(lambda: engine, self.opened.renderer, sampling, batch=self.args.per_device_eval_batch_size)
             for task, count in self.tasks:
-                result = self._result(task, count, asker, self.run / f"eval-{step}", stop)
+                try:
+                    result = self._result(task, count, asker, self.run / f"eval-{step}", stop)
+                except OutputError:
+                    raise
+                except (RunError, UsageError) as error:
+                    what = f"{task.name} could not be scored after step {step}: {error.what}"
+                    raise EvaluationError(what, error.cure) from error
                 if result is None:
                     return None
                 for number, figure in enumerate(name for name in result.totals if result.kept[name]):
@@ -99,14 +106,21 @@ class Evaluator:
         name = task.name if processes == 1 else f"{task.name}.{process}"
         for stale in folder.glob(f"{name}.*jsonl"):
             stale.unlink()  # of a run that was resumed from before this step
-        with Kept(folder / f"{name}.jsonl") as answers:
-            done = asker.answer(task, share, answers, stop=stop, quiet=quiet)
-            result = score(task, share, asker, answers, quiet=quiet) if done else None
-        own = [result.kept if result else None]
+        result, failed = None, None
+        try:
+            with Kept(folder / f"{name}.jsonl") as answers:
+                if asker.answer(task, share, answers, stop=stop, quiet=quiet):
+                    result = score(task, share, asker, answers, quiet=quiet)
+        except (RunError, UsageError) as error:  # raised in every process, or the others would wait for this one
+            failed = error
+        own = [(result.kept if result else None, failed)]
         shares = gather_object(own) if processes > 1 else own
-        if result is None or None in shares:
+        if failed := next((error for _, error in shares if error), None):
+            raise failed
+        found = [kept for kept, _ in shares if kept is not None]
+        if result is None or len(found) < processes:
             return None
-        for each in filter(None, shares):
+        for each in found:
             for figure, kept in each.items():
                 result.kept[figure] |= kept
         return result

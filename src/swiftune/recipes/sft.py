@@ -13,7 +13,14 @@ from swiftune.config import (
     PtArguments,
     SftArguments,
 )
-from swiftune.errors import DivergedError, Interrupted, MissingPackageError, OutOfMemoryError, OutputError
+from swiftune.errors import (
+    DivergedError,
+    EvaluationError,
+    Interrupted,
+    MissingPackageError,
+    OutOfMemoryError,
+    OutputError,
+)
 from swiftune.recipes.checkpoint_args import find_adapter
 from swiftune.recipes.opening import Opened, open_tokenizer
 from swiftune.recipes.resuming import checkpoint_to_resume, folder_of_run, run_to_go_on_in
@@ -99,7 +106,7 @@ def _train_in(
         trainer = _trainer(args, opened, data, tasks, accelerator, dtype, run, resume_from)
         garbage.look_as_usual()
         state = trainer.train()
-    except (Interrupted, OutOfMemoryError, DivergedError, OutputError) as stopped:
+    except (Interrupted, OutOfMemoryError, EvaluationError, DivergedError, OutputError) as stopped:
         step, last = (checkpoint_folder.listing(run) or [(-1, run)])[-1]
         if step == data.feed.steps:
             stopped.cure = f"That was the last step. {_to_talk_to(args, last)}"

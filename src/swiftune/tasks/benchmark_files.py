@@ -55,7 +55,8 @@ def rows_of(place: Path, splits: Sequence[str], subset: str | None = None) -> li
     """The rows of the first of ``splits`` that has files; of a single file, all.
 
     A file belongs to a split (and a subset) if a part of its path is called so: ``main/test-00000-of-00001.parquet``,
-    ``test/anatomy_test.csv``, ``test.jsonl``. A row remembers its subset as ``_subset``.
+    ``test/anatomy_test.csv``, ``test.jsonl``. A folder called as the subset goes first; where none is named, a folder
+    ``all``: the others have the same rows once more. A row remembers its subset as ``_subset``.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
@@ -70,6 +71,20 @@ def rows_of(place: Path, splits: Sequence[str], subset: str | None = None) -> li
                 raise DataError(f"{row.place}: {reason}.", "A benchmark is read whole or not at all.")
             rows.append({"_subset": subset_of_file, "_place": str(row.place), **row.value})
     return rows
+
+
+def examples_of(place: Path, split: str, subset: str | None, shots: int | None) -> list[dict[str, Any]]:
+    """The rows to take worked examples from; none where there are to be none, or there is a single file.
+
+    Raises:
+        DataError: ``shots`` of them are asked for, and there is a single file.
+    """
+    if shots and place.is_file():
+        raise DataError(
+            f"--num_fewshot {shots}: {place} is one file, and worked examples are taken from the split {split}.",
+            "Name the folder that has both, or set --num_fewshot 0.",
+        )
+    return [] if shots == 0 or place.is_file() else rows_of(place, [split], subset)
 
 
 def column(row: dict[str, Any], *names: str) -> Any:
@@ -88,11 +103,10 @@ def column(row: dict[str, Any], *names: str) -> Any:
 def _of_split(folder: Path, splits: Sequence[str], subset: str | None) -> list[Path]:
     data = sorted(file for file in folder.rglob("*") if format_of(file) and file.is_file())
     for split in splits:
-        chosen = [file for file in data if split in _words(file, folder)]
-        if subset:
-            chosen = [file for file in chosen if subset in _labels(file, folder)]
-        if chosen:
-            return chosen
+        of_split = [file for file in data if split in _words(file, folder)]
+        for names in (_folders, _labels):
+            if chosen := [file for file in of_split if (subset or "all") in names(file, folder)]:
+                return chosen
     wanted = f"{' or '.join(splits)}{f' of {subset!r}' if subset else ''}"
     there = ", ".join(str(file.relative_to(folder)) for file in data[:8]) or f"none with an ending read ({ENDINGS})"
     raise DataError(f"{folder} has no file of the split {wanted}.", f"Files there: {there}.")
@@ -102,10 +116,14 @@ def _words(file: Path, folder: Path) -> set[str]:
     return set(re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower()))
 
 
+def _folders(file: Path, folder: Path) -> list[str]:
+    return [part for part in file.relative_to(folder).parent.parts if part not in _SPLITS]
+
+
 def _labels(file: Path, folder: Path) -> Iterator[str]:
     """What may be a subset's name: each folder but a split's, and the file's name without its split."""
     yield "all"
-    yield from (part for part in file.relative_to(folder).parent.parts if part not in _SPLITS)
+    yield from _folders(file, folder)
     name = re.sub(r"(^|[-_])(test|val|validation|dev|train)([-_.].*)?$", "", file.name.split(".")[0])
     if name:
         yield name

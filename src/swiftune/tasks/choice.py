@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftune.errors import DataError
-from swiftune.tasks.benchmark_files import Source, column, rows_of
+from swiftune.tasks.benchmark_files import Source, column, examples_of, rows_of
 from swiftune.tasks.task import Judged, Listed, Question, percent
 from swiftune.types import Message
 
@@ -26,18 +26,17 @@ class Choice(Listed):
     """The answer is right if it names the right letter."""
 
     max_new_tokens = 16
-    key = "choice 1"
+    key = "choice 2"
     source: Source
     splits: tuple[str, ...]
     ask: str
 
     def __init__(self, place: Path, *, subset: str | None = None, shots: int | None = None) -> None:
-        shots = SHOTS if shots is None else shots
         rows = rows_of(place, self.splits, subset)
         examples: dict[str, list[Message]] = defaultdict(list)
-        for row in rows_of(place, ["dev"], subset) if shots and place.is_dir() else []:
+        for row in examples_of(place, "dev", subset, shots):
             turns = examples[_subject(row)]
-            if len(turns) < 2 * shots:
+            if len(turns) < 2 * (SHOTS if shots is None else shots):
                 turns += [self._user(row), {"role": "assistant", "content": _letter(row)}]
         super().__init__(
             [
@@ -77,12 +76,10 @@ class CEval(Choice):
 
 def letter_in(text: str) -> str | None:
     """The letter that an answer chooses: the one said to be the answer, else the first that stands alone."""
-    said = re.search(
-        r"(?:answer|答案|选)[^A-Za-z\n]{0,12}(?:is|:|：|为|是)?\s*[\(（*]*([A-D])(?![A-Za-z])", text, re.IGNORECASE
-    )
+    said = re.search(r"(?i:answer|答案|选)[^A-Za-z\n]{0,12}(?i:is|:|：|为|是)?\s*[\(（*]*([A-D])(?![A-Za-z])", text)
     alone = re.search(r"(?<![A-Za-z'’])([A-D])(?![A-Za-z'’])", text)
     found = said or alone
-    return found[1].upper() if found else None
+    return found[1] if found else None
 
 
 def _subject(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swiftune.tasks.benchmark_files import Source, column, rows_of
+from swiftune.tasks.benchmark_files import Source, column, examples_of, rows_of
 from swiftune.tasks.task import Judged, Listed, Question, percent
 from swiftune.types import Message
 
@@ -32,12 +32,11 @@ class Gsm8k(Listed):
     key = "gsm8k 1"
 
     def __init__(self, place: Path, *, subset: str | None = None, shots: int | None = None) -> None:
-        shots = SHOTS if shots is None else shots
         subset = subset or (
             "main" if (place / "main").is_dir() else None
         )  # the other one, "socratic", has the same sums
         examples: list[Message] = []
-        for row in rows_of(place, ["train"], subset)[:shots] if shots and place.is_dir() else []:
+        for row in examples_of(place, "train", subset, shots)[: SHOTS if shots is None else shots]:
             examples += [_user(row), {"role": "assistant", "content": worked(row["answer"])}]
         super().__init__(
             [

@@ -78,12 +78,13 @@ class RemoteJudge:
             raise RunError(
                 f"The judge {self.model} at {self.url} gave no rating for {_RUBBISH} questions in a row; it said: "
                 f"{said.strip()[:200]!r}.",
-                "Take another --judge_model. The answers are kept: the same command goes on from here.",
+                "Take another --judge_model. The answers are kept: swift eval goes on from here.",
             )
         return Judged({}, f"no rating: {said.strip()[:200]!r}")
 
     def _ask(self, text: str, *, seed: int) -> str:
         import requests
+        from urllib3 import exceptions
 
         body = {
             "model": self.model,
@@ -117,11 +118,12 @@ class RemoteJudge:
                     if response.status_code == 200:
                         return _text(content)
                     why = f"it answers {response.status_code}: {_shown(content)}"
-            except (requests.RequestException, OSError) as error:
-                why = "no answer in time" if isinstance(error, requests.Timeout) else _reason(error)
+            except (requests.RequestException, exceptions.HTTPError, OSError) as error:  # the body is urllib3's to read
+                late = isinstance(error, requests.Timeout | exceptions.TimeoutError)
+                why = "no answer in time" if late else _reason(error)
         raise RunError(
             f"The judge at {self.url} cannot be asked: {why}.",
-            "The answers are kept: the same command goes on from here.",
+            "The answers are kept: swift eval goes on from here.",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,13 +16,13 @@ Measure = Callable[[str, str], Scores]
 
 
 def exact(answer: str, reference: str) -> Scores:
-    """Equal but for case, blanks and punctuation at the ends."""
+    """Equal but for case, blanks, and punctuation, quotes and brackets at the ends."""
     return {"exact": percent(_plain(answer) == _plain(reference))}
 
 
 def contains(answer: str, reference: str) -> Scores:
     """The reference stands somewhere in the answer, in whatever case."""
-    return {"contains": percent(_plain(reference) in _plain(answer))}
+    return {"contains": percent(_plain(reference) in _even(answer))}
 
 
 def regex(answer: str, reference: str) -> Scores:
@@ -75,8 +74,16 @@ def figures_of(metrics: Sequence[str]) -> dict[str, Any]:
     return {name: total for metric in metrics for name, total in FIGURES[metric].items()}
 
 
-_ENDS = string.whitespace + string.punctuation + "。，！？、：；“”‘’（）《》"
+_ENDS = " .,!?;:\"'`()[]{}。，！？、：；“”‘’（）《》"
+
+
+def _even(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(_ENDS)
+    """Without what ends a sentence, quotes it, or makes it bold in Markdown; unless that is all there is."""
+    whole = _even(text)
+    bare = whole.strip(_ENDS + "*" * whole.startswith("**"))
+    point = "." if bare[:1].isalnum() and f".{bare}" in whole else ""  # .5, .NET
+    return point + bare or whole

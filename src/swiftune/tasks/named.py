@@ -16,7 +16,7 @@ from swiftune.data.ledger import Ledger
 from swiftune.data.load import load_samples, split
 from swiftune.data.names import DatasetName
 from swiftune.data.store import SampleStore
-from swiftune.errors import NotFoundError, UsageError
+from swiftune.errors import DataError, NotFoundError, UsageError
 from swiftune.runtime.console import warn
 from swiftune.tasks import gsm8k, humaneval, own
 from swiftune.tasks.benchmark_files import Source
@@ -104,9 +104,9 @@ def _own(text: str, name: DatasetName, where: str, setting: Setting) -> Rows | N
                 "identity_accuracy asks what was trained, and no run says what that was.",
                 "Name a run's adapter, or the rows with --dataset.",
             )
-        return own.identity_accuracy(_trained(setting.trained, setting), _who(setting))
+        return own.identity_accuracy(_questions(_trained(setting.trained, setting), setting.ledger), _who(setting))
     if name.id == "fidelity":
-        rows = _samples([where or str(own.GENERAL)], setting)
+        rows = _questions(_samples([where or str(own.GENERAL)], setting), setting.ledger)
         try:
             trained = _trained(setting.trained, setting) if setting.trained else None
         except NotFoundError as error:
@@ -120,13 +120,15 @@ def _own(text: str, name: DatasetName, where: str, setting: Setting) -> Rows | N
 
 def _rows(text: str, name: DatasetName, setting: Setting) -> Rows:
     try:
-        samples = _samples([text], setting)
+        samples = _questions(_samples([text], setting), setting.ledger)
     except NotFoundError as error:
         if "/" in name.id or "." in name.id:
             raise
         raise NotFoundError(
             f"--eval_dataset {text}: there is no such task, file or data set.", _nearest(name.id)
         ) from error
+    if "regex" in setting.metrics:
+        _refuse_wrong_patterns(samples)
     judges: dict[str, Judge] = {}
     metrics = []
     for metric in setting.metrics:
@@ -157,6 +159,37 @@ def _samples(names: Sequence[str], setting: Setting, trained: Trained | None = N
         shuffle=trained.shuffle if trained else False,
         identity=Identity.of(setting.name, setting.author),
     )
+
+
+def _questions(samples: SampleStore, ledger: Ledger) -> SampleStore:
+    """The rows that ask something and answer it in words; the others are set aside.
+
+    Raises:
+        DataError: no row does.
+    """
+    kept = []
+    for i, sample in enumerate(samples):
+        *before, answer = sample.messages
+        if not any(message["role"] == "user" for message in before):
+            ledger.withdraw(sample.place, "no question before the answer")
+        elif not answer["content"].strip():
+            ledger.withdraw(sample.place, "an answer without words, which nothing can be compared with")
+        else:
+            kept.append(i)
+    if not kept:
+        raise DataError(f"No row has a question with an answer in words:\n{ledger.summary()}")
+    return SampleStore(samples.parts, samples.rows_N[kept])
+
+
+def _refuse_wrong_patterns(samples: SampleStore) -> None:
+    for sample in samples:
+        try:
+            re.compile(sample.messages[-1]["content"])
+        except (re.error, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"{sample.place}: the answer is no regular expression: {error}.",
+                "With --metric regex every answer has to be one; a backslash takes a character as it is.",
+            ) from None
 
 
 def _trained(trained: Trained, setting: Setting) -> SampleStore:

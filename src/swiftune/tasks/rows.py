@@ -50,7 +50,7 @@ class Rows:
         for metric in metrics:
             self.figures |= FIGURES.get(metric, {metric: mean})
         self.workers = 8 if "judge" in metrics else 0
-        self.key = f"rows 1 {' '.join(metrics)} {' '.join(who)} {key}"
+        self.key = f"rows 2 {' '.join(metrics)} {' '.join(who)} {key}"
         self._chinese = any(is_chinese(self[i].reference) for i in range(min(len(samples), _LOOKED_AT)))
 
     def __len__(self) -> int:

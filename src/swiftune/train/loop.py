@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swiftune.config import SftArguments
-from swiftune.errors import CheckpointError, DivergedError, Interrupted, OutOfMemoryError, OutputError, RunError
+from swiftune.errors import (
+    CheckpointError,
+    DivergedError,
+    EvaluationError,
+    Interrupted,
+    OutOfMemoryError,
+    OutputError,
+    RunError,
+)
 from swiftune.runtime import hardware
 from swiftune.runtime.console import hushed, warn
 from swiftune.runtime.stop import StopRequest
@@ -89,6 +97,7 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last whole step has been written.
             OutOfMemoryError: not even one row fits; a checkpoint of the last whole step has been written.
+            EvaluationError: a task could not be scored; a checkpoint of the last whole step has been written.
             DivergedError: too many steps in a row could not be applied.
             OutputError: the last checkpoint could not be written.
         """
@@ -100,7 +109,7 @@ class Trainer:
             self.began = time.perf_counter() - self.state.elapsed
             try:
                 self._to_the_end(stop)
-            except OutOfMemoryError:
+            except (OutOfMemoryError, EvaluationError):
                 self._keep()
                 raise
             self._be_saved()

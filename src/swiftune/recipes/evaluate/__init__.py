@@ -92,7 +92,8 @@ def _evaluate(
             with Kept(candidate.folder / f"{task.name}.jsonl") as answers:
                 asker.answer(task, range(count), answers)
                 results.append(score(task, range(count), asker, answers))
-            answered.append({a.question.id: a.key for a in asker.prompts(task, range(count)) if a.sample == 0})
+            if args.compare:
+                answered.append({a.question.id: a.key for a in asker.prompts(task, range(count)) if a.sample == 0})
         if args.compare:
             with Kept(candidate.folder / "latency.jsonl") as kept:
                 latency = time_answers(*tasks[0], asker, kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -98,39 +99,43 @@ def score(task: Task, chosen: range, asker: Asker, answers: Kept, *, quiet: bool
 def _judged(task: Task, prompts: Iterator[Asked], answers: Kept, scores: Kept) -> Iterator[tuple[Asked, Judged]]:
     """Every prompt with what its answer is worth, several at a time where the task can."""
 
-    def judge(asked: Asked, response: str) -> Judged:
-        return task.score(asked.question, response)
+    def known(asked: Asked) -> Judged | None:
+        """What was found before. An answer that lacks a figure, as a judge gave no rating, is scored again."""
+        key = _key(asked)
+        if key not in scores:
+            return None
+        line = scores[key]
+        return Judged(line["scores"], line["why"]) if line["scores"].keys() >= task.figures.keys() else None
 
-    def known(asked: Asked) -> Judged:
-        line = scores[asked.key]
-        return Judged(line["scores"], line.get("why", ""))
+    def keep(asked: Asked, judged: Judged) -> Judged:
+        scores.add(_key(asked), id=asked.question.id, scores=judged.scores, why=judged.why)
+        return judged
 
-    def keep(asked: Asked, judged: Judged) -> tuple[Asked, Judged]:
-        scores.add(asked.key, id=asked.question.id, scores=judged.scores, why=judged.why)
-        return asked, judged
+    def settled(asked: Asked, found: Judged | Future[Judged]) -> tuple[Asked, Judged]:
+        return asked, found if isinstance(found, Judged) else keep(asked, found.result())
 
     if not task.workers:
         for asked in prompts:
-            if asked.key in scores:
-                yield asked, known(asked)
-            else:
-                yield keep(asked, judge(asked, answers[asked.key]["response"]))
+            yield asked, known(asked) or keep(asked, task.score(asked.question, answers[asked.key]["response"]))
         return
-    pending: list[tuple[Asked, Future[Judged] | None]] = []
+    pending: list[tuple[Asked, Judged | Future[Judged]]] = []
     pool = ThreadPoolExecutor(task.workers)
     try:
         for asked in prompts:
-            future = None
-            if asked.key not in scores:
-                future = pool.submit(judge, asked, answers[asked.key]["response"])
-            pending.append((asked, future))
+            response = answers[asked.key]["response"]
+            pending.append((asked, known(asked) or pool.submit(task.score, asked.question, response)))
             while len(pending) > 4 * task.workers:
-                first, future = pending.pop(0)
-                yield (first, known(first)) if future is None else keep(first, future.result())
-        for first, future in pending:
-            yield (first, known(first)) if future is None else keep(first, future.result())
+                yield settled(*pending.pop(0))
+        for each in pending:
+            yield settled(*each)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _key(asked: Asked) -> str:
+    """Changes with the answer's key, and with what the answer is compared with."""
+    depends = [asked.key, asked.question.reference, asked.question.row]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:20]
 
 
 def _pass_at(result: Result, by_question: dict[str, list[Judged]], samples: int) -> None:
