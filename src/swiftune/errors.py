@@ -15,6 +15,7 @@
     │   ├── ParityError              an exported model does not answer as what it was made from
     │   ├── OutOfMemoryError         even one row at a time does not fit
     │   ├── DivergedError            steps in a row whose loss or gradient is not finite
+    │   ├── EngineEndedError         the engine has ended, and answers nothing more
     │   └── MissingPackageError      an optional package is needed, with the line that installs it
     └── Interrupted         exit 130 Ctrl-C; what was to be saved has been saved (exit 143: SIGTERM)
 
@@ -110,6 +111,10 @@ class OutOfMemoryError(RunError):
 
 class DivergedError(RunError):
     """Several steps in a row had a loss or a gradient that is not finite. The checkpoint before them is the last."""
+
+
+class EngineEndedError(RunError):
+    """The engine was closed, or its process has ended; it answers nothing more."""
 
 
 class MissingPackageError(RunError):

@@ -19,7 +19,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from swiftune.errors import AdapterError, RunError, UsageError
+from swiftune.errors import AdapterError, EngineEndedError, RunError, UsageError
 from swiftune.generate.engine import BASE, Answer, Piece, Request, Stream, Token
 from swiftune.generate.row import Row, Sink, limit_of
 from swiftune.generate.sampling import Chooser
@@ -178,6 +178,8 @@ class VllmEngine:
 
     def load(self) -> tuple[int, int]:
         """See Engine. A request waits until vLLM has written its first token."""
+        if self._ended or not self.server.alive():
+            raise EngineEndedError("vLLM has ended.", f"Its log: {self.server.log}")
         begun = [bool(row.ids) for row in list(self._rows)]
         return sum(begun), len(begun) - sum(begun)
 
@@ -216,7 +218,7 @@ class VllmEngine:
     def _begin(self, request: Request, sink: Sink) -> Future[None]:
         """Sends the request on its way; cancelling what is returned ends the work on it."""
         if self._ended:
-            raise RunError("The engine is closed.")
+            raise EngineEndedError("The engine is closed.")
         row = self._row(request, sink)
         body = _body(row, request) | {"model": self._adapters.get(row.adapter, _MODEL)}
         self._rows.add(row)
@@ -254,7 +256,7 @@ class VllmEngine:
             raise RunError("vLLM ended an answer before its end.", f"Its log is {self.server.log}.")
         except asyncio.CancelledError:
             if self._ended:
-                row.tell(RunError("The engine was closed."))
+                row.tell(EngineEndedError("The engine was closed."))
             raise
         except Exception as error:
             row.tell(error)
@@ -289,7 +291,8 @@ class VllmEngine:
         try:
             yield
         except httpx2.TransportError as error:
-            raise RunError(f"vLLM has ended. The last lines of its log:\n{self.server.last_words()}") from error
+            last = self.server.last_words()
+            raise EngineEndedError("vLLM has ended.", f"The last lines of its log:\n{last}") from error
 
 
 def _body(row: Row, request: Request) -> dict[str, Any]:
