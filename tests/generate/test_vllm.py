@@ -70,8 +70,10 @@ def test_an_adapter_for_another_model(tiny_qwen2: Path, tmp_path: Path) -> None:
 
 
 def test_what_vllm_is_told_about_ranks() -> None:
-    assert lora_words([]) == lora_words([0]) == []
-    assert lora_words([2, 17]) == ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+    assert lora_words(0, 0) == lora_words(0, 16) == []
+    assert lora_words(17, 2) == ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+    assert lora_words(1, 0)[-1] == "1"
+    assert lora_words(1, 16)[-1] == "8"
 
 
 def test_the_python_that_has_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

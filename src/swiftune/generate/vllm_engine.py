@@ -55,6 +55,7 @@ class VllmEngine:
         trust_remote_code: whether code in the model's folder may run.
         words: further words for ``vllm serve``.
         lora_rank: highest rank of adapters that are loaded later; 0 where none will be. vLLM is faster without.
+        later: how many adapters there may be at the same time, if some are loaded later.
         environment: variables for vLLM's process.
 
     Raises:
@@ -75,6 +76,7 @@ class VllmEngine:
         trust_remote_code: bool = False,
         words: Sequence[str] = (),
         lora_rank: int = 0,
+        later: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         from swiftune.models.load import generation_config
@@ -82,7 +84,7 @@ class VllmEngine:
         adapters = adapters or {}
         self._folder, self._trusted, self._default = folder, trust_remote_code, default
         ranks = [self._check(adapter) for adapter in adapters.values()]
-        lora = lora_words([*ranks, lora_rank] if lora_rank else ranks)
+        lora = lora_words(max([*ranks, lora_rank]), max(len(ranks), later))
         self._tokenizer, self._own = tokenizer, generation_config(folder)
         eos = self._own.eos_token_id
         self._stop_ids = frozenset([*stop_ids, *([eos] if isinstance(eos, int) else eos or [])])
