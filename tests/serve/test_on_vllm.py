@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def test_adapters_that_come_later_have_room(start: Start, adapters: Path, python
     words = words_of(python)
     assert following(words, "--max-loras") == "3"
     assert following(words, "--max-num-seqs") == "5"
+
+
+def test_it_is_said_that_the_run_held_its_base_in_few_bits(
+    start: Start, adapters: Path, python: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapters / "code", tmp_path / "code")
+    recorded = json.loads((tmp_path / "code" / "args.json").read_text())
+    (tmp_path / "code" / "args.json").write_text(json.dumps(recorded | {"quant_method": "bnb", "quant_bits": 8}))
+    server = start("--infer_backend", "vllm", "--vllm_python", str(python), "--adapters", str(tmp_path / "code"))
+    assert "by --quant_method bnb in 8 bits; vLLM takes the weights as they are" in " ".join(server.said.split())
+    assert server.stop() == 143

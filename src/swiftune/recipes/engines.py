@@ -96,6 +96,11 @@ def _open_vllm(
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
     if said:
         notice(said)
+    if args.quant_method:
+        notice(
+            f"The run held its model by --quant_method {args.quant_method} in {args.bits} bits; "
+            "vLLM takes the weights as they are, and answers can differ."
+        )
     tuned = Mix(adapters, args.adapter_weights) if len(adapters) > 1 else next(iter(adapters), None)
     return VllmEngine(
         opened.folder,
