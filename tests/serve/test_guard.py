@@ -68,7 +68,17 @@ def test_another_address_than_loopback_gets_a_key(start: Start) -> None:
     assert requests.get(f"{server.url}/v1/models", timeout=10).status_code == 401
     assert [model.id for model in server.client.models.list()] == ["Tiny-Qwen2"]
     assert server.key not in server.said
+    assert "#key=" not in (server.log / "out").read_text()
     assert server.stop(signal.SIGINT) == 130
+
+
+def test_the_page_is_opened_with_the_key_that_was_made(start: Start) -> None:
+    server = start(command="app", host="0.0.0.0")
+    port = server.url.rpartition(":")[2]
+    assert f"at http://0.0.0.0:{port}/#key={server.key}\n" in (server.log / "out").read_text()
+    assert server.key
+    assert server.key not in server.said
+    assert server.stop() == 143
 
 
 def test_a_page_from_elsewhere_cannot_use_a_server_without_a_key(server: Server) -> None:

@@ -185,6 +185,6 @@ def _announce(args: DeployArguments, listener: socket.socket, models: list[str],
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"{'https' if args.ssl_certfile else 'http'}://{host}:{port}"
     if made is not None:  # not to a log
-        print(f"API key: {made}", flush=True)
+        print(f"API key: {made}" + (f"\nChat with it at {url}/#key={made}" if page else ""), flush=True)
     say(f"Models: {', '.join(models)}", style="dim")
     say(f"Chat at {url}/" if page else f"Serving at {url}/v1")
