@@ -127,6 +127,18 @@ def test_a_load_is_reported() -> None:
     assert figures["memory (MiB)"]["slope of second half (MiB/min)"] == pytest.approx(60)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "flat"), [(400, 55, True), (400, 75, False), (100, 230, True), (20, 320, False)]
+)
+def test_memory_may_grow_while_the_cache_fills(first: int, second: int, flat: bool) -> None:
+    """Of MiB in the halves of a run: 256 are the cache's."""
+    seen = load.Seen(answers=1)
+    seen.memory = [(t, int((500 + first * min(t, 60) / 60 + second * max(t - 60, 0) / 60) * 2**20)) for t in range(121)]
+    figures = load.report(seen, 120)
+    assert figures["memory (MiB)"]["may be"] == max(256 - 0.75 * first, 0) + load.MARGIN
+    assert load.grew(figures) is not flat
+
+
 @pytest.mark.slow
 def test_good_clients_meet_no_error_beside_bad_ones(tiny_qwen2: Path) -> None:
     words = ["--minutes", "0.4", "--clients", "8", "--model", str(tiny_qwen2), "--max_tokens", "24"]

@@ -16,6 +16,7 @@
     │   ├── OutOfMemoryError         even one row at a time does not fit
     │   ├── DivergedError            steps in a row whose loss or gradient is not finite
     │   ├── EvaluationError          a task that was to be scored while training could not be
+    │   ├── EngineEndedError         the engine has ended, and answers nothing more
     │   └── MissingPackageError      an optional package is needed, with the line that installs it
     └── Interrupted         exit 130 Ctrl-C; what was to be saved has been saved (exit 143: SIGTERM)
 
@@ -115,6 +116,10 @@ class DivergedError(RunError):
 
 class EvaluationError(RunError):
     """A task could not be scored while training, as a judge is gone. What was trained before has been saved."""
+
+
+class EngineEndedError(RunError):
+    """The engine was closed, or its process has ended; it answers nothing more."""
 
 
 class MissingPackageError(RunError):

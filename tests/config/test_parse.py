@@ -109,6 +109,8 @@ def test_the_promised_line_for_vllm() -> None:
     assert (args.infer_backend, args.vllm_max_model_len, args.vllm_tensor_parallel_size) == ("vllm", 8192, 1)
     (said,) = mistakes(InferArguments, f"{line} --attn_impl eager")
     assert "--attn_impl eager are at odds" in said
+    (said,) = mistakes(InferArguments, f"{line} --quant_method bnb")
+    assert "--quant_method bnb are at odds" in said
 
 
 def test_defaults_are_those_promised() -> None:

@@ -30,7 +30,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from swiftune.errors import RunError, UsageError
+from swiftune.errors import EngineEndedError, UsageError
 from swiftune.generate.engine import Answer, Piece, Request, Sampling
 from swiftune.generate.runners import OneByOne, Together
 from swiftune.generate.transformers_engine import TransformersEngine
@@ -326,10 +326,12 @@ def test_closing_the_engine_ends_its_readers() -> None:
     next(begun)
     engine.close()
     for stream in (begun, waiting):
-        with pytest.raises(RunError, match="closed"):
+        with pytest.raises(EngineEndedError, match="closed"):
             list(stream)
-    with pytest.raises(RunError, match="closed"):
+    with pytest.raises(EngineEndedError, match="closed"):
         engine.stream(greedy((1, 2), 1))
+    with pytest.raises(EngineEndedError, match="closed"):
+        engine.load()
 
 
 @pytest.fixture(autouse=True)

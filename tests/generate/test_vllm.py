@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from swiftune.errors import AdapterError, RunError, UsageError
-from swiftune.generate.engine import Token
+from swiftune.errors import AdapterError, EngineEndedError, RunError, UsageError
+from swiftune.generate.engine import Request, Token
 from swiftune.generate.vllm_adapters import check_adapter, lora_words
-from swiftune.generate.vllm_engine import _tokens
+from swiftune.generate.vllm_engine import VllmEngine, _tokens
 from swiftune.generate.vllm_server import VllmServer, find_python, install_line
 from swiftune.models.load import load_model
 from tests import tiny
+from tests.generate.stand_in import stand_in
 
 
 def save(model: Path, target: Path, **config: Any) -> Path:
@@ -67,8 +70,10 @@ def test_an_adapter_for_another_model(tiny_qwen2: Path, tmp_path: Path) -> None:
 
 
 def test_what_vllm_is_told_about_ranks() -> None:
-    assert lora_words([]) == lora_words([0]) == []
-    assert lora_words([2, 17]) == ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+    assert lora_words(0, 0) == lora_words(0, 16) == []
+    assert lora_words(17, 2) == ["--enable-lora", "--max-lora-rank", "32", "--max-loras", "2"]
+    assert lora_words(1, 0)[-1] == "1"
+    assert lora_words(1, 16)[-1] == "8"
 
 
 def test_the_python_that_has_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +101,23 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path, monkeypatch: p
         VllmServer(sys.executable, [], {})
     (log,) = (tmp_path / "cache" / "vllm").glob("*.log")
     assert str(log) in failed.value.what
+
+
+def test_an_engine_knows_that_its_vllm_has_ended(
+    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWIFTUNE_CACHE", str(tmp_path / "cache"))
+    with closing(VllmEngine(tiny_qwen2, tiny.make_tokenizer(), python=str(stand_in(tmp_path)))) as engine:
+        assert engine.load() == (0, 0)
+        for process in psutil.Process(engine.server._process.pid).children():
+            process.kill()
+        engine.server._process.wait(10)
+        with pytest.raises(EngineEndedError, match="ended"):
+            engine.load()
+        with pytest.raises(EngineEndedError, match="log"):
+            list(engine.stream(Request([5, 6])))
+    with pytest.raises(EngineEndedError, match="ended"):
+        engine.load()
 
 
 def test_tokens_of_an_event() -> None:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from swiftune.data.render import Renderer
 from swiftune.errors import ModelError, TemplateError
-from swiftune.models.tokenizer import FAMILIES, load_tokenizer
+from swiftune.models.tokenizer import FAMILIES, load_tokenizer, token_bytes
 from swiftune.runtime import console
 from swiftune.types import Place, Sample
 from tests import tiny
@@ -159,3 +162,17 @@ def test_folders_without_a_usable_tokenizer(damage: Callable[[Path], None], tiny
 def test_padding_is_always_there(tmp_path: Path) -> None:
     chats.tokenizer("gemma").save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).pad_token == "<eos>"
+
+
+def test_the_bytes_of_tokens_make_up_the_text() -> None:
+    text = "A 你好 😀\ufffd<|im_end|>"
+    byte_level = tiny.make_tokenizer()
+    ids = byte_level(text).input_ids
+    assert any("\ufffd" in byte_level.decode([token]) for token in ids)
+    assert b"".join(token_bytes(byte_level, token) for token in ids) == text.encode()
+    fallback = Tokenizer(BPE({"A": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}, [], byte_fallback=True))
+    fallback.decoder = decoders.ByteFallback()
+    sentencepiece = PreTrainedTokenizerFast(tokenizer_object=fallback)
+    ids = sentencepiece("A你", add_special_tokens=False).input_ids
+    assert len(ids) == 4
+    assert b"".join(token_bytes(sentencepiece, token) for token in ids) == "A你".encode()

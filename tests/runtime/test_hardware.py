@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -51,3 +53,26 @@ def test_the_tightest_group_on_the_way_up_counts(
         f"{folder}box__job__{used}": "100\n",
     }
     assert _container_room(str(system(tmp_path, groups, **files))) == 400
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")
+def test_the_team_of_the_calling_thread_is_released_and_made_anew() -> None:
+    program = """
+import os, time, torch
+from swiftune.runtime.hardware import release_team
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(4)
+alone = threads()
+torch.ones(1 << 20).exp()
+together = threads()
+release_team()
+time.sleep(0.2)  # Linux lists a thread for a moment after others know that it has ended
+released = threads()
+torch.ones(1 << 20).exp()
+print(together - alone, released - alone, threads() - alone)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "0", "3"]

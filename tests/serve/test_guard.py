@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,17 @@ def test_another_address_than_loopback_gets_a_key(start: Start) -> None:
     assert requests.get(f"{server.url}/v1/models", timeout=10).status_code == 401
     assert [model.id for model in server.client.models.list()] == ["Tiny-Qwen2"]
     assert server.key not in server.said
+    assert "#key=" not in (server.log / "out").read_text()
     assert server.stop(signal.SIGINT) == 130
+
+
+def test_the_page_is_opened_with_the_key_that_was_made(start: Start) -> None:
+    server = start(command="app", host="0.0.0.0")
+    port = server.url.rpartition(":")[2]
+    assert f"at http://0.0.0.0:{port}/#key={server.key}\n" in (server.log / "out").read_text()
+    assert server.key
+    assert server.key not in server.said
+    assert server.stop() == 143
 
 
 def test_a_page_from_elsewhere_cannot_use_a_server_without_a_key(server: Server) -> None:
@@ -91,6 +102,26 @@ def test_large_and_slow_bodies_are_refused(closed: Server) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
         slow.sendall(head + b"Content-Length: 100\r\n\r\nabc")
         assert b" 408 " in slow.recv(100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"], ids=["head", "body"]
+)
+def test_nobody_keeps_a_connection_byte_by_byte(closed: Server, more: bytes) -> None:
+    port = int(closed.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as pinned:
+        pinned.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + more)
+        pinned.settimeout(0.5)
+        begun = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - begun < 15:
+                try:
+                    if not pinned.recv(4096):
+                        break
+                except TimeoutError:
+                    pinned.sendall(b"a")
+        assert 9 < time.monotonic() - begun < 13
 
 
 @pytest.mark.parametrize(

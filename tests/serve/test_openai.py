@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from swiftune.data.render import Renderer
+from swiftune.models.tokenizer import token_bytes
 from tests import tiny
 from tests.serve.conftest import SYSTEM, Server
 
@@ -135,6 +136,20 @@ def test_log_probabilities_are_the_models(server: Server, tiny_qwen2: Path) -> N
     chunks = list(greedy(server, "tiny", "Hello", max_tokens=6, logprobs=True, top_logprobs=3, stream=True))
     streamed = [one for c in chunks if c.choices[0].logprobs for one in c.choices[0].logprobs.content]
     assert streamed == content
+
+
+def test_parts_of_characters_are_told_apart(server: Server) -> None:
+    tokenizer = tiny.make_tokenizer()
+    parts = tokenizer("😀").input_ids
+    assert len(parts) > 1
+    bias = {str(token): 100 for token in parts}
+    chat = greedy(server, "tiny", "Hello", logit_bias=bias, logprobs=True, top_logprobs=3).choices[0]
+    tokens = chat.logprobs.content
+    assert {tuple(token.bytes) for token in tokens} <= {tuple(token_bytes(tokenizer, part)) for part in parts}
+    ask: dict[str, Any] = {"prompt": "a", "temperature": 0, "max_tokens": 12, "logit_bias": bias, "logprobs": 20}
+    plain = server.client.completions.create(model="tiny", **ask).choices[0].logprobs
+    assert all(token.startswith("bytes:\\x") for token in plain.tokens)
+    assert all(len(tops) == 20 for tops in plain.top_logprobs)
 
 
 def test_plain_completions_go_on_from_texts_and_tokens(server: Server, tiny_qwen2: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
 
@@ -21,6 +23,8 @@ from tests import tiny
 from tests.contract.test_lines import INFER_VLLM, typed
 from tests.contract.world import World, settle
 from tests.recipes.chats import run_of
+from tests.vllm.conftest import Folders
+from tests.vllm.test_engine import PROMPTS, by_transformers
 
 SWIFT = [sys.executable, "-m", "swiftune.cli.main"]
 
@@ -88,6 +92,26 @@ def test_vllm_that_does_not_start_says_why(world: World, capfd: pytest.CaptureFi
     assert "99999" in err.split("did not start")[1]
     assert "Traceback" not in err.split("did not start")[0]
     assert time.monotonic() - start < 300
+
+
+def test_a_server_answers_with_adapters_by_name(python: str, folders: Folders, tmp_path: Path) -> None:
+    words = ["--infer_backend", "vllm", "--vllm_python", python, "--vllm_enforce_eager", "true", "--port", "0"]
+    words += ["--vllm_max_model_len", "1024", "--torch_dtype", "float32", "--model", str(folders.model)]
+    named = ["--adapters", f"first={folders.first}", f"second={folders.second}"]
+    with (tmp_path / "said").open("w") as said:
+        server = subprocess.Popen([*SWIFT, "deploy", *words, *named], stderr=said)
+    try:
+        while not (found := re.search(r"at (http://\S+)/v1", (tmp_path / "said").read_text())):
+            assert server.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+        with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", timeout=300) as client:
+            for model, which in (("Tiny", "base"), ("first", "first"), ("second", "second")):
+                answer = client.completions.create(model=model, prompt=PROMPTS[:8], max_tokens=24, temperature=0)
+                expected = by_transformers(folders, which)[:8]
+                assert [choice.text for choice in answer.choices] == [text for _, text, _ in expected]
+    finally:
+        server.terminate()
+        assert server.wait(120) == 143
 
 
 def test_vllm_serves_an_exported_folder_by_itself(merged: VllmEngine) -> None:

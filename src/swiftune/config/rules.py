@@ -105,6 +105,15 @@ def vllm_attends_in_its_own_way(args: Any) -> str | None:
     return None
 
 
+@rule("infer_backend", "quant_method")
+def vllm_quantizes_nothing(args: Any) -> str | None:
+    if args.infer_backend == "vllm" and args.quant_method:
+        return (
+            f"--infer_backend vllm and --quant_method {args.quant_method} are at odds: vLLM takes weights as they are."
+        )
+    return None
+
+
 @rule("adapters")
 def names_of_adapters(args: Any) -> str | None:
     names = [name for name, _ in map(split_name, args.adapters) if name is not None]

@@ -21,7 +21,7 @@ class VllmArguments(Arguments):
     """Share of the GPU's memory that vLLM takes, for weights and for keys and values (on a CPU, of the RAM)."""
     vllm_tensor_parallel_size: Count = 1
     """GPUs that share each layer."""
-    vllm_max_num_seqs: Count | None = unset("vLLM's own")
+    vllm_max_num_seqs: Count | None = unset("--max_batch_size where that is given, else vLLM's own")
     """Requests that are worked on at the same time."""
     vllm_max_lora_rank: CountOrZero = 0
     """Highest rank of adapters that are loaded while the engine runs; those of --adapters count by themselves."""

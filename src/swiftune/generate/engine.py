@@ -216,7 +216,11 @@ class Engine(Protocol):
         """
 
     def load(self) -> tuple[int, int]:
-        """How many requests are worked on, and how many wait for their turn."""
+        """How many requests are worked on, and how many wait for their turn.
+
+        Raises:
+            EngineEndedError: there will be no more answers.
+        """
 
     def close(self) -> None:
         """Ends what runs, with an error to its readers, and frees what the engine holds. May be called again."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from swiftune.errors import RunError
+from swiftune.errors import EngineEndedError
 from swiftune.generate.engine import Answer, Piece
 from swiftune.generate.row import Row
 from swiftune.generate.runners import Runner, Work
@@ -62,7 +62,7 @@ class Scheduler:
         """Requests to be answered. Returns at once."""
         with self._lock:
             if self._closed:
-                raise RunError("The engine is closed.")
+                raise EngineEndedError("The engine is closed.")
             self._waiting.extend(rows)
             self._wake()
 
@@ -75,7 +75,7 @@ class Scheduler:
         done: Future[T] = Future()
         with self._lock:
             if self._closed:
-                raise RunError("The engine is closed.")
+                raise EngineEndedError("The engine is closed.")
             self._jobs.append((job, unless, done))  # type: ignore[arg-type]
             self._wake()
         return done.result()
@@ -83,6 +83,8 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """How many requests are worked on, and how many wait."""
         with self._lock:
+            if self._closed:
+                raise EngineEndedError("The engine is closed.")
             return len(self._running), len(self._waiting)
 
     def close(self) -> None:
@@ -126,7 +128,7 @@ class Scheduler:
         while True:
             self._do_jobs(runner)
             if self._closed:
-                self._give_up(RunError("The engine was closed."))
+                self._give_up(EngineEndedError("The engine was closed."))
             self._admit(runner)
             if self._running:
                 self._tell()

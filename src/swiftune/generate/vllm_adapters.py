@@ -58,13 +58,13 @@ def rank_allowed(rank: int) -> int:
     return next(allowed for allowed in RANKS if allowed >= min(rank, RANKS[-1]))
 
 
-def lora_words(ranks: Sequence[int]) -> list[str]:
-    """What ``vllm serve`` is told about adapters of these ranks; nothing where there are none."""
-    if not any(ranks):
+def lora_words(rank: int, count: int) -> list[str]:
+    """What ``vllm serve`` is told about so many adapters of ranks up to this; nothing where there are none."""
+    if not rank:
         return []
     # That many different adapters can be in one step. Each takes memory, wanted or not.
-    at_once = min(max(len(ranks), 1), 8)
-    return ["--enable-lora", "--max-lora-rank", str(rank_allowed(max(ranks))), "--max-loras", str(at_once)]
+    at_once = min(max(count, 1), 8)
+    return ["--enable-lora", "--max-lora-rank", str(rank_allowed(rank)), "--max-loras", str(at_once)]
 
 
 def _check_fit(path: Path, model: Path, trusted: bool) -> None:

@@ -19,7 +19,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from swiftune.errors import AdapterError, RunError, UsageError
+from swiftune.errors import AdapterError, EngineEndedError, RunError, UsageError
 from swiftune.generate.engine import BASE, Answer, Piece, Request, Stream, Token
 from swiftune.generate.row import Row, Sink, limit_of
 from swiftune.generate.sampling import Chooser
@@ -55,6 +55,7 @@ class VllmEngine:
         trust_remote_code: whether code in the model's folder may run.
         words: further words for ``vllm serve``.
         lora_rank: highest rank of adapters that are loaded later; 0 where none will be. vLLM is faster without.
+        later: how many adapters there may be at the same time, if some are loaded later.
         environment: variables for vLLM's process.
 
     Raises:
@@ -75,6 +76,7 @@ class VllmEngine:
         trust_remote_code: bool = False,
         words: Sequence[str] = (),
         lora_rank: int = 0,
+        later: int = 0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         from swiftune.models.load import generation_config
@@ -82,7 +84,7 @@ class VllmEngine:
         adapters = adapters or {}
         self._folder, self._trusted, self._default = folder, trust_remote_code, default
         ranks = [self._check(adapter) for adapter in adapters.values()]
-        lora = lora_words([*ranks, lora_rank] if lora_rank else ranks)
+        lora = lora_words(max([*ranks, lora_rank]), max(len(ranks), later))
         self._tokenizer, self._own = tokenizer, generation_config(folder)
         eos = self._own.eos_token_id
         self._stop_ids = frozenset([*stop_ids, *([eos] if isinstance(eos, int) else eos or [])])
@@ -178,6 +180,8 @@ class VllmEngine:
 
     def load(self) -> tuple[int, int]:
         """See Engine. A request waits until vLLM has written its first token."""
+        if self._ended or not self.server.alive():
+            raise EngineEndedError("vLLM has ended.", f"Its log: {self.server.log}")
         begun = [bool(row.ids) for row in list(self._rows)]
         return sum(begun), len(begun) - sum(begun)
 
@@ -216,7 +220,7 @@ class VllmEngine:
     def _begin(self, request: Request, sink: Sink) -> Future[None]:
         """Sends the request on its way; cancelling what is returned ends the work on it."""
         if self._ended:
-            raise RunError("The engine is closed.")
+            raise EngineEndedError("The engine is closed.")
         row = self._row(request, sink)
         body = _body(row, request) | {"model": self._adapters.get(row.adapter, _MODEL)}
         self._rows.add(row)
@@ -254,7 +258,7 @@ class VllmEngine:
             raise RunError("vLLM ended an answer before its end.", f"Its log is {self.server.log}.")
         except asyncio.CancelledError:
             if self._ended:
-                row.tell(RunError("The engine was closed."))
+                row.tell(EngineEndedError("The engine was closed."))
             raise
         except Exception as error:
             row.tell(error)
@@ -289,7 +293,8 @@ class VllmEngine:
         try:
             yield
         except httpx2.TransportError as error:
-            raise RunError(f"vLLM has ended. The last lines of its log:\n{self.server.last_words()}") from error
+            last = self.server.last_words()
+            raise EngineEndedError("vLLM has ended.", f"The last lines of its log:\n{last}") from error
 
 
 def _body(row: Row, request: Request) -> dict[str, Any]:

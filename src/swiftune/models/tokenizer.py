@@ -67,6 +67,24 @@ def load_tokenizer(path: Path, template: str = "auto", trust_remote_code: bool =
     return tokenizer
 
 
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
+    """The UTF-8 that a token stands for, which may begin or end in the middle of a character.
+
+    Where its text does not have them all, they are read from its name: a character for each byte in byte-level
+    vocabularies (as of GPT-2), ``<0xE4>`` in SentencePiece's.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    text = str(tokenizer.decode([token], skip_special_tokens=False))
+    if "\ufffd" not in text:
+        return text.encode()
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if single := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+        return bytes.fromhex(single[1])
+    table = {character: byte for byte, character in bytes_to_unicode().items()}
+    return bytes(table[c] for c in name) if table.keys() >= set(name) else text.encode()
+
+
 def _load(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 

@@ -20,7 +20,6 @@ from swiftune.runtime.console import say
 if TYPE_CHECKING:
     import socket
 
-    from swiftune.generate.engine import Engine
     from swiftune.serve import Model, Service
 
 
@@ -101,10 +100,12 @@ class _Serving:
         main = resolved.args if lead else self._base
         self._opened = open_tokenizer(main)
         self._base_name = model_name(resolved.args)
-        engine = open_engine(main, self._opened, resolved.adapters if lead else [])
+        adapters = resolved.adapters if lead else []
+        models = [*self._started_with(args, adapters), *self._named(folders)]
+        later = args.max_adapters if args.adapter_dirs else 0
         self.service = Service(
-            engine,
-            [*self._started_with(args, resolved.adapters if lead else []), *self._named(engine, folders)],
+            open_engine(main, self._opened, adapters, folders, later),
+            models,
             self._opened.tokenizer,
             limits=Limits(
                 max_answer_tokens=args.max_answer_tokens,
@@ -143,7 +144,7 @@ class _Serving:
         base = self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")
         return [Model(name, None, self._opened.renderer, shown, self._base_name), base]
 
-    def _named(self, engine: Engine, folders: dict[str, Path]) -> list[Model]:
+    def _named(self, folders: dict[str, Path]) -> list[Model]:
         models = []
         for name, folder in folders.items():
             own = with_base(filled_from(self._given, folder), folder)
@@ -153,7 +154,6 @@ class _Serving:
                     f"with {self._base.template}.",
                     "Serve it by itself, or give one --template for all.",
                 )
-            engine.load_adapter(name, folder)
             models.append(self._model(name, name, own.system, own.enable_thinking, str(folder)))
         return models
 
@@ -185,6 +185,6 @@ def _announce(args: DeployArguments, listener: socket.socket, models: list[str],
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"{'https' if args.ssl_certfile else 'http'}://{host}:{port}"
     if made is not None:  # not to a log
-        print(f"API key: {made}", flush=True)
+        print(f"API key: {made}" + (f"\nChat with it at {url}/#key={made}" if page else ""), flush=True)
     say(f"Models: {', '.join(models)}", style="dim")
     say(f"Chat at {url}/" if page else f"Serving at {url}/v1")

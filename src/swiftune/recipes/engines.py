@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,30 @@ if TYPE_CHECKING:
 
     from swiftune.generate.engine import Engine
 
-_ADAPTER = "default"
-"""Name of what --adapters names, where the engine wants one."""
+_ADAPTER = "--adapters"
+"""What vLLM's engine calls the adapters without a name; nobody can name one so."""
 
 
-def open_engine(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
-    """The engine that ``--infer_backend`` names, with the model and its adapters loaded. Whoever opens it closes it."""
-    return (_open_vllm if args.infer_backend == "vllm" else _open_transformers)(args, opened, adapters)
+def open_engine(
+    args: AnswerArguments,
+    opened: Opened,
+    adapters: list[Path],
+    named: Mapping[str, Path] | None = None,
+    later: int = 0,
+) -> Engine:
+    """The engine that ``--infer_backend`` names, with the model and its adapters loaded. Whoever opens it closes it.
+
+    Args:
+        adapters: they answer together, by default.
+        named: adapters that answer requests which name them.
+        later: how many adapters there may be at the same time, if some are loaded while it runs.
+    """
+    if args.infer_backend == "vllm":
+        return _open_vllm(args, opened, adapters, named or {}, later)
+    engine = _open_transformers(args, opened, adapters)
+    for name, path in (named or {}).items():
+        engine.load_adapter(name, path)
+    return engine
 
 
 def _open_transformers(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
@@ -63,7 +81,9 @@ def load_for_inference(args: AnswerArguments, opened: Opened, adapters: list[Pat
     return load_adapters(model, adapters, args.adapter_weights)
 
 
-def _open_vllm(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> Engine:
+def _open_vllm(
+    args: AnswerArguments, opened: Opened, adapters: list[Path], named: Mapping[str, Path], later: int
+) -> Engine:
     from swiftune.generate.engine import BASE
     from swiftune.generate.vllm_adapters import Mix
     from swiftune.generate.vllm_engine import VllmEngine
@@ -76,17 +96,23 @@ def _open_vllm(args: AnswerArguments, opened: Opened, adapters: list[Path]) -> E
     dtype, said = hardware.choose_dtype(args.torch_dtype, opened.dtype, device)
     if said:
         notice(said)
+    if args.quant_method:
+        notice(
+            f"The run held its model by --quant_method {args.quant_method} in {args.bits} bits; "
+            "vLLM takes the weights as they are, and answers can differ."
+        )
     tuned = Mix(adapters, args.adapter_weights) if len(adapters) > 1 else next(iter(adapters), None)
     return VllmEngine(
         opened.folder,
         opened.tokenizer,
         python=python,
-        adapters={} if tuned is None else {_ADAPTER: tuned},
+        adapters=named if tuned is None else {_ADAPTER: tuned, **named},
         default=BASE if tuned is None else _ADAPTER,
         dtype=str(dtype).removeprefix("torch."),
         stop_ids=opened.renderer.stop_ids,
         trust_remote_code=args.trust_remote_code,
         lora_rank=args.vllm_max_lora_rank,
+        later=later,
         words=_vllm_words(args, device),
     )
 
@@ -95,8 +121,9 @@ def _vllm_words(args: AnswerArguments, device: torch.device) -> list[str]:
     """The arguments as ``vllm serve`` names them."""
     words = ["--max-model-len", str(args.vllm_max_model_len or "auto")]
     words += ["--tensor-parallel-size", str(args.vllm_tensor_parallel_size)]
-    if args.vllm_max_num_seqs is not None:
-        words += ["--max-num-seqs", str(args.vllm_max_num_seqs)]
+    at_once = args.vllm_max_num_seqs or (args.max_batch_size if "max_batch_size" in args.model_fields_set else None)
+    if at_once is not None:
+        words += ["--max-num-seqs", str(at_once)]
     if args.vllm_enforce_eager:
         words += ["--enforce-eager"]
     if args.vllm_gpu_memory_utilization is not None:

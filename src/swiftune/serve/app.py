@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from swiftune import __version__
 from swiftune.config.values import ADAPTER_NAME
-from swiftune.errors import SwiftuneError
+from swiftune.errors import EngineEndedError
 from swiftune.serve.adapters import allowed_folder
 from swiftune.serve.errors import ApiError, wrong
 from swiftune.serve.guard import Guard
@@ -154,8 +154,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
         """Whether answers are written, and how many."""
         try:
             running, waiting = service.engine.load()
-        except SwiftuneError as error:
-            raise ApiError(503, str(error)) from error
+        except EngineEndedError as error:
+            raise ApiError(503, error.what) from error
         return {"status": "ok", "running": running, "waiting": waiting}
 
     @app.get("/metrics", response_class=Response)

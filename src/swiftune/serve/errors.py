@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swiftune.data.ledger import RowFault
-from swiftune.errors import SwiftuneError, UsageError
+from swiftune.errors import EngineEndedError, SwiftuneError, UsageError
 from swiftune.runtime import log_file
 from swiftune.runtime.console import warn
 
@@ -64,7 +64,7 @@ def told(error: Exception) -> ApiError:
         return wrong(str(error))
     if isinstance(error, SwiftuneError):
         warn(str(error))
-        return ApiError(500, str(error))
+        return ApiError(503, error.what) if isinstance(error, EngineEndedError) else ApiError(500, str(error))
     log = log_file.fault(error)
     warn(f"A request met a fault of Swiftune: {type(error).__name__}: {error}. Its traceback is in {log}.")
     return ApiError(500, "The server met a fault; its log says more.", code="internal_error")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = frozenset({"/health"})
-"""What needs no key."""
+"""What needs no key. Nor is a body awaited, which anyone could send for ever, a byte at a time."""
 HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -73,7 +73,7 @@ class Guard:
 
         try:
             self._check_caller(scope)
-            body = await self._body(scope, receive)
+            body = b"" if self._is_open(scope["path"]) else await self._body(scope, receive)
             await self._app(scope, _replayed(body, receive), watched)
         except Exception as error:
             shown = told(error)
@@ -88,17 +88,20 @@ class Guard:
                 say(f"{client} {scope['method']} {ascii(scope['path'])[1:-1][:200]} {status or 499} {took:.3f} s")
 
     def _check_caller(self, scope: Scope) -> None:
-        path, headers = scope["path"], dict(scope["headers"])
+        headers = dict(scope["headers"])
         if self._key is None:
             host = headers.get(b"host", b"").decode("latin-1")
             if _without_port(host) not in self._hosts:
                 raise ApiError(403, "This server has no API key, and is for this machine alone.", code="wrong_host")
             return
-        if path in OPEN or path in self._page:
+        if self._is_open(scope["path"]):
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._key.encode()):
             raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
+
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN or path in self._page
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         too_large = ApiError(413, f"The request is larger than {self._max_body} bytes.", code="request_too_large")

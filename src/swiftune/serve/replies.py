@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swiftune.generate.engine import Answer, Piece, Token
+from swiftune.models.tokenizer import token_bytes
 from swiftune.serve.errors import told
 from swiftune.serve.tool_calls import CallReader
 
@@ -150,8 +151,8 @@ class ChatReply(Reply):
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float | None) -> Json:
-        text = self._text(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        parts = token_bytes(self._service.tokenizer, token)
+        return {"token": self._text(token), "logprob": _finite(logprob), "bytes": list(parts)}
 
 
 class CompletionReply(Reply):
@@ -178,17 +179,21 @@ class CompletionReply(Reply):
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> Json:
-        written = [self._text(token.id) for token in tokens]
         offsets = []
-        for text in written:
+        for token in tokens:
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(text)
+            self._offsets[index] += len(self._text(token.id))
         return {
-            "tokens": written,
+            "tokens": [self._name(token.id) for token in tokens],
             "token_logprobs": [_finite(token.logprob) for token in tokens],
-            "top_logprobs": [{self._text(id_): _finite(logprob) for id_, logprob in token.top} for token in tokens],
+            "top_logprobs": [{self._name(id_): _finite(logprob) for id_, logprob in token.top} for token in tokens],
             "text_offset": offsets,
         }
+
+    def _name(self, token: int) -> str:
+        """Its text; of a part of a character, OpenAI's ``bytes:\\xe4\\xbd``: no two parts are to look alike."""
+        text, parts = self._text(token), token_bytes(self._service.tokenizer, token)
+        return text if text.encode() == parts else "bytes:" + "".join(f"\\x{byte:02x}" for byte in parts)
 
 
 async def _merged(asked: Asked) -> AsyncIterator[tuple[int, Piece | None]]:

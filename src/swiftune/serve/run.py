@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _HEADERS_SECONDS = 10
-"""How long a new connection may take to say what it wants."""
+"""How long a connection may take to say what it wants, the first time and each time after an answer."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,10 +100,16 @@ class _Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer = self.loop.call_later(_HEADERS_SECONDS, self._cut_if_silent)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """It may ask again."""
+        super().on_response_complete()
+        self._expect_request()
 
     def pause_writing(self) -> None:
         """The client does not read what is sent."""
@@ -119,6 +125,8 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._forget_timer()
+        if self._silence is not None:
+            self._silence.cancel()
         super().connection_lost(exc)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -126,9 +134,14 @@ class _Connection(H11Protocol):
         super().timeout_keep_alive_handler()
         self._timer = self.loop.call_later(self.patience, self.transport.abort)
 
+    def _expect_request(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silence = self.loop.call_later(_HEADERS_SECONDS, self._cut_if_silent)
+
     def _cut_if_silent(self) -> None:
-        asked: object = self.cycle  # None until there is a request, whatever its annotation says
-        if asked is None:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if not answering and not self.transport.is_closing():  # one that closes may have an answer to read yet
             self.transport.abort()
 
     def _forget_timer(self) -> None:

@@ -7,7 +7,8 @@ const KEY = "swiftune-key";
 let messages = [];
 let running = null;
 
-// The server prints an address that ends in #key=..., which no request carries; it is kept for this tab alone.
+// Beside a key that it makes, the server prints an address that ends in #key=..., which no request carries; it is kept
+// for this tab alone.
 if (location.hash.startsWith("#key=")) {
   sessionStorage.setItem(KEY, decodeURIComponent(location.hash.slice(5)));
   history.replaceState(null, "", location.pathname);
