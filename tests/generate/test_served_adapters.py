@@ -18,13 +18,17 @@ from swiftune.generate.transformers_engine import TransformersEngine
 from swiftune.tuners import load_adapter
 from tests import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
+    "ignore:Model has .tie_word_embeddings=True.:UserWarning",
+)
 
 KINDS: dict[str, dict[str, Any]] = {
     "first": {"target_modules": "all-linear"},
     "v1.2 second": {"r": 3, "target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "dora": {"target_modules": ["v_proj", "o_proj"], "use_dora": True},
     "norms": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
 }
 GREEDY = Sampling(10, 0.0)
 
@@ -40,7 +44,7 @@ def folders(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             if "modules_to_save" in key:
                 torch.nn.init.normal_(parameter, 1.0, 0.3)
         found[name] = tmp_path_factory.mktemp("adapter") / "checkpoint-1"
-        model.save_pretrained(found[name])
+        model.save_pretrained(found[name], save_embedding_layers=False)
     return found
 
 

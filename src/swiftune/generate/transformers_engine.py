@@ -152,7 +152,7 @@ class TransformersEngine:
 
     def _check(self, prompt: list[int], chooser: Chooser) -> None:
         """Raises UsageError for what would fail in the middle of a pass."""
-        size = self._model.get_input_embeddings().num_embeddings
+        size = self._model.get_input_embeddings().weight.shape[0]
         if not prompt:
             raise UsageError("A prompt needs a token at least.")
         for token in (*prompt, *(token for token, _ in chooser.logit_bias)):
