@@ -78,7 +78,7 @@ def engine_of(folder: Path, adapter: Path | None = None, **more: Any) -> Transfo
     return TransformersEngine(model, AutoTokenizer.from_pretrained(folder), **more)
 
 
-@pytest.mark.parametrize("default", [None, "first", "dora"])
+@pytest.mark.parametrize("default", [None, "first", "dora", "norms", "embeddings"])
 @pytest.mark.parametrize("most", [1, 3, 16])
 def test_adapters_at_once_answer_as_each_alone(
     tiny_qwen2: Path,

@@ -107,24 +107,31 @@ class Lineup:
         if self._peft is None:
             yield
         elif all(self._mixable[name] for name in names):
-            self._segments = _segments(tokens)
-            before = [layer.module.__dict__.get("forward") for layer in self._layers]
-            try:
-                for layer in self._layers:
-                    layer.module.forward = layer.forward_for(self._segments, self._inside)
-                yield
-            finally:
-                for layer, own in zip(self._layers, before, strict=True):
-                    del layer.module.forward
-                    if own is not None:
-                        layer.module.forward = own
+            with self._switched(self._active if self._mixable[self._active] else NONE):
+                self._segments = _segments(tokens)
+                before = [layer.module.__dict__.get("forward") for layer in self._layers]
+                try:
+                    for layer in self._layers:
+                        layer.module.forward = layer.forward_for(self._segments, self._inside)
+                    yield
+                finally:
+                    for layer, own in zip(self._layers, before, strict=True):
+                        del layer.module.forward
+                        if own is not None:
+                            layer.module.forward = own
         else:
-            active = self._active
-            self._switch(*names)
-            try:
+            with self._switched(*names):
                 yield
-            finally:
-                self._switch(active)
+
+    @contextmanager
+    def _switched(self, name: str) -> Iterator[None]:
+        """A context in which PEFT uses another adapter."""
+        active = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(active)
 
     def _switch(self, name: str) -> None:
         """Makes PEFT use one adapter in all layers."""

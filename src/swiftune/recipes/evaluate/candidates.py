@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftune.config import EvalArguments, InferArguments
+from swiftune.config.quantization import QuantizeArguments
 from swiftune.config.values import RECORDED
 from swiftune.errors import ArgumentsError
 from swiftune.generate.engine import Engine
@@ -51,6 +52,7 @@ class Candidate:
         weights = [file for place in (folder, *self.resolved.adapters) for file in sorted(place.glob("*.safetensors"))]
         about = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
         run = [args.torch_dtype, args.infer_backend, args.attn_impl, args.adapter_weights, args.template, args.system]
+        run += [getattr(args, name) for name in QuantizeArguments.model_fields]
         return hashlib.sha256(json.dumps([str(folder), about, run]).encode()).hexdigest()[:8]
 
     @property
