@@ -145,3 +145,21 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         engine.unload_adapter("default")
     ((_, answer),) = engine.generate([Request(prompts[0], GREEDY, adapter=BASE)])
     assert answer.token_ids == alone[BASE][0]
+
+
+@pytest.mark.parametrize("kind", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+def test_what_changes_the_base_is_served_by_itself(
+    tiny_qwen2: Path, folders: dict[str, Path], prompts: list[list[int]], kind: dict[str, Any], tmp_path: Path
+) -> None:
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **kind)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_qwen2), config).save_pretrained(tmp_path)
+    engine = engine_of(tiny_qwen2)
+    with pytest.raises(AdapterError, match="would change the base"):
+        engine.load_adapter("a", tmp_path)
+    assert engine.adapters == ()
+    engine = engine_of(tiny_qwen2, tmp_path)
+    list(engine.generate([Request(prompts[0], GREEDY)]))
+    with pytest.raises(UsageError, match="changed the base"):
+        engine.stream(Request(prompts[0], GREEDY, adapter=BASE))
+    with pytest.raises(AdapterError, match="changes the base"):
+        engine.load_adapter("a", folders["first"])

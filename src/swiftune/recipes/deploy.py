@@ -134,14 +134,17 @@ class _Serving:
     def _started_with(self, args: DeployArguments, adapters: list[Path]) -> list[Model]:
         from swiftune.generate.engine import BASE
         from swiftune.serve import Model
+        from swiftune.tuners.adapter import read_config
+        from swiftune.tuners.adapter_files import changes_base
 
         if not adapters:
             name = args.served_model_name or self._base_name
             return [Model(name, None, self._opened.renderer, str(self._opened.folder))]
         name = args.served_model_name or "+".join(folder.name for folder in adapters)
-        shown = " + ".join(map(str, adapters))
-        base = self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")
-        return [Model(name, None, self._opened.renderer, shown, self._base_name), base]
+        lead = Model(name, None, self._opened.renderer, " + ".join(map(str, adapters)), self._base_name)
+        if any(changes_base(read_config(folder)) for folder in adapters):
+            return [lead]
+        return [lead, self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")]
 
     def _named(self, engine: Engine, folders: dict[str, Path]) -> list[Model]:
         models = []
