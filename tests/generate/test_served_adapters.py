@@ -130,6 +130,28 @@ def test_adapters_come_and_go_while_requests_run(
         time.sleep(0.01)
 
 
+def test_nothing_is_left_of_an_adapter_whose_reader_leaves_while_it_is_unloaded(
+    tiny_qwen2: Path, folders: dict[str, Path]
+) -> None:
+    prompt = list(range(5, 45))
+    ((_, wanted),) = engine_of(tiny_qwen2, folders["v1.2 second"]).generate([Request(prompt, GREEDY)])
+    engine = engine_of(tiny_qwen2)
+    engine.load_adapter("a", folders["first"])
+    user = engine.stream(Request(prompt, Sampling(600, 1.5, seed=1), adapter="a"))
+    reading = iter(user)
+    next(reading)
+
+    def leave(*_: Any) -> None:
+        if engine._scheduler._jobs:  # the unload waits
+            user.close()
+
+    with engine._model.register_forward_pre_hook(leave):
+        engine.unload_adapter("a")
+    engine.load_adapter("a", folders["v1.2 second"])
+    ((_, answer),) = engine.generate([Request(prompt, GREEDY, adapter="a")])
+    assert answer.token_ids == wanted.token_ids
+
+
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
     tiny_qwen2: Path, folders: dict[str, Path], prompts: list[list[int]], alone: dict[str, Any], tmp_path: Path
 ) -> None:
