@@ -13,8 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from swiftune.config import EvalArguments
 from swiftune.models.load import load_model
 from swiftune.recipes import export_checks
+from swiftune.recipes.evaluate.candidates import candidates_of
 from swiftune.tuners import load_adapter
 from tests import tiny
 from tests.recipes.chats import chats, run_of, sft, swift, write_jsonl
@@ -229,6 +231,16 @@ def test_tokens_that_were_added_for_the_adapter(tiny_qwen2: Path, tmp_path: Path
     assert int(ids.max()) >= 608
     torch.testing.assert_close(whole(ids).logits, wrapped(ids).logits, rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter-merged")("neologism7")["input_ids"] == [ids[0, 0]]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "neologism7 neologism29", "response": "x"}])
+    written = []
+    for words in (["--adapters", adapter, "--model", tiny_qwen2], ["--model", tmp_path / "adapter-merged"]):
+        path = tmp_path / f"{len(written)}.jsonl"
+        flags = ["--val_dataset", rows, "--result_path", path, "--temperature", "0", "--max_new_tokens", "20"]
+        assert swift("infer", *words, *flags) == 0
+        written.append(json.loads(path.read_text())["response"])
+    assert written[0] == written[1]
+    args = EvalArguments(adapters=[str(adapter)], model=str(tiny_qwen2), eval_dataset=["gsm8k"])
+    assert candidates_of(args)[0].opened.tokenizer("neologism7")["input_ids"] == [ids[0, 0]]
 
 
 def test_a_fully_tuned_checkpoint_and_a_plain_model(tiny_llama: Path, data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from swiftune.errors import AdapterError, Interrupted
 from swiftune.recipes.checkpoint_args import filled_from, find_adapter, named, resolve, with_base
 from swiftune.recipes.engines import open_engine
 from swiftune.recipes.infer import sampling_of
-from swiftune.recipes.opening import model_name, open_tokenizer
+from swiftune.recipes.opening import adds_tokens, model_name, open_tokenizer
 from swiftune.runtime import garbage, stop
 from swiftune.runtime.console import say
 
@@ -99,12 +99,15 @@ class _Serving:
         self._given = args.model_copy(update={"model": resolved.args.model})
         self._base = resolved.args.model_copy(update=given)
         main = resolved.args if lead else self._base
-        self._opened = open_tokenizer(main)
+        adapters = resolved.adapters if lead else []
+        self._opened = open_tokenizer(main, adapters=adapters)
+        base = open_tokenizer(main).tokenizer if adapters else self._opened.tokenizer
+        self._brings_tokens = any(adds_tokens(folder, base) for folder in adapters)
         self._base_name = model_name(resolved.args)
-        engine = open_engine(main, self._opened, resolved.adapters if lead else [])
+        engine = open_engine(main, self._opened, adapters)
         self.service = Service(
             engine,
-            [*self._started_with(args, resolved.adapters if lead else []), *self._named(engine, folders)],
+            [*self._started_with(args, adapters), *self._named(engine, folders)],
             self._opened.tokenizer,
             limits=Limits(
                 max_answer_tokens=args.max_answer_tokens,
@@ -124,6 +127,7 @@ class _Serving:
 
     def open_adapter(self, name: str, folder: Path, recorded: dict[str, Any]) -> Model:
         """The model of an adapter that a client loads; of its args.json only texts and switches are taken."""
+        self._check_beside(folder)
         if recorded.get("template") not in (None, self._base.template):
             raise AdapterError(f"It was trained with another chat template than this server's, {self._base.template}.")
         own = {key: recorded.get(key) for key in ("system", "enable_thinking")}
@@ -142,7 +146,7 @@ class _Serving:
             return [Model(name, None, self._opened.renderer, str(self._opened.folder))]
         name = args.served_model_name or "+".join(folder.name for folder in adapters)
         lead = Model(name, None, self._opened.renderer, " + ".join(map(str, adapters)), self._base_name)
-        if any(changes_base(read_config(folder)) for folder in adapters):
+        if self._brings_tokens or any(changes_base(read_config(folder)) for folder in adapters):
             return [lead]
         return [lead, self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")]
 
@@ -156,9 +160,20 @@ class _Serving:
                     f"with {self._base.template}.",
                     "Serve it by itself, or give one --template for all.",
                 )
+            self._check_beside(folder)
             engine.load_adapter(name, folder)
             models.append(self._model(name, name, own.system, own.enable_thinking, str(folder)))
         return models
+
+    def _check_beside(self, folder: Path) -> None:
+        """Prompts of all models that are served together become the same tokens."""
+        if self._brings_tokens:
+            raise AdapterError("The adapter that the server was started with brings tokens; none can be beside it.")
+        if adds_tokens(folder, self._opened.tokenizer):
+            raise AdapterError(
+                f"The adapter in {folder} brings tokens of its own, and cannot be served beside others.",
+                f"Serve it by itself: swift deploy --adapters {folder}",
+            )
 
     def _model(self, name: str, adapter: str, system: str | None, thinking: bool | None, folder: str) -> Model:
         from swiftune.serve import Model
