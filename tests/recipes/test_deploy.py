@@ -14,6 +14,7 @@ from swiftune.config import DeployArguments
 from swiftune.errors import AdapterError
 from swiftune.generate.engine import Request, Sampling
 from swiftune.recipes.deploy import _Serving
+from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -76,3 +77,10 @@ def test_tokens_that_an_adapter_brings_are_served_as_they_are_exported(
         serve(model=str(tiny_qwen2), adapters=[f"more={more}"])
     with pytest.raises(AdapterError, match="brings tokens of its own"):
         serve(model=str(tiny_qwen2)).open_adapter("more", more, {})
+
+
+def test_an_adapter_of_another_model_is_not_loaded(serve: Serve, tiny_qwen2: Path, tmp_path: Path) -> None:
+    other = AutoModelForCausalLM.from_pretrained(tiny.make_model(tmp_path / "other", seed=7))
+    serving = serve(model=str(tiny_qwen2))
+    with pytest.raises(AdapterError, match="made for another base model"):
+        serving.open_adapter("other", adapter(other, tmp_path / "tuned"), {})

@@ -128,6 +128,7 @@ class _Serving:
     def open_adapter(self, name: str, folder: Path, recorded: dict[str, Any]) -> Model:
         """The model of an adapter that a client loads; of its args.json only texts and switches are taken."""
         self._check_beside(folder)
+        with_base(self._base, folder)
         if recorded.get("template") not in (None, self._base.template):
             raise AdapterError(f"It was trained with another chat template than this server's, {self._base.template}.")
         own = {key: recorded.get(key) for key in ("system", "enable_thinking")}
