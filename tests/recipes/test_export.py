@@ -376,3 +376,17 @@ def test_weights_of_a_half_precision_model_stay_so(tmp_path: Path, data: Path) -
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert record(tmp_path / "out")["compared_in"] == "float32"  # float16 crawls on a CPU
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_adapter_that_is_not_finite_is_not_exported(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = value
+    save_file(weights, broken / "adapter_model.safetensors")
+    (broken / "complete.json").unlink(missing_ok=True)
+    assert swift("merge-lora", "--adapters", broken) == 2
+    assert "The adapter cannot be merged" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
