@@ -26,6 +26,7 @@ def test_calls_are_found_however_the_answer_is_cut(cuts: list[int]) -> None:
     paris = ("weather", {"city": "Paris"})
     assert read(f"Let me look.{CALL}\n{CALL}", cuts) == ("Let me look.", [paris, paris])
     assert read(CALL.removesuffix("</tool_call>"), cuts) == ("", [paris])
+    assert read(f"Let me look.{CALL}\n{CALL}\nDone <b>.", cuts) == ("Let me look.\n\nDone <b>.", [paris, paris])
     assert read(CALL, cuts, wanted=False) == (CALL, [])
 
 
