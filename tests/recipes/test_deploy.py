@@ -59,9 +59,7 @@ def test_tokens_that_an_adapter_brings_are_served_as_they_are_exported(
     tokenizer.add_tokens([f"neologism{number}" for number in range(40)])
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    more = adapter(
-        model, tmp_path / "more", modules_to_save=["embed_tokens"], ensure_weight_tying=True
-    )
+    more = adapter(model, tmp_path / "more", modules_to_save=["embed_tokens"], ensure_weight_tying=True)
     tokenizer.save_pretrained(more)
     plain = adapter(AutoModelForCausalLM.from_pretrained(tiny_qwen2), tmp_path / "plain")
 

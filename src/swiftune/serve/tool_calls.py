@@ -19,7 +19,7 @@ _CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
 class CallReader:
-    """Takes an answer in pieces, gives its text before the first call, and at the end the calls and the text beside them.
+    """Takes an answer in pieces, gives its text before the first call; at the end the calls, and the text beside them.
 
     Args:
         wanted: whether the request offers tools, and the template writes calls in this form.
