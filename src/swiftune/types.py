@@ -25,6 +25,8 @@ class Message(TypedDict, total=False):
     """``system``, ``user``, ``assistant`` or ``tool``."""
     content: str
     tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    """The call that a ``tool`` message answers, for templates that write it."""
     reasoning_content: str
     name: str
     loss: bool

@@ -18,13 +18,17 @@ from swiftune.generate.transformers_engine import TransformersEngine
 from swiftune.tuners import load_adapter
 from tests import tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
+    "ignore:Model has .tie_word_embeddings=True.:UserWarning",
+)
 
 KINDS: dict[str, dict[str, Any]] = {
     "first": {"target_modules": "all-linear"},
     "v1.2 second": {"r": 3, "target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "dora": {"target_modules": ["v_proj", "o_proj"], "use_dora": True},
     "norms": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
 }
 GREEDY = Sampling(10, 0.0)
 
@@ -40,7 +44,7 @@ def folders(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             if "modules_to_save" in key:
                 torch.nn.init.normal_(parameter, 1.0, 0.3)
         found[name] = tmp_path_factory.mktemp("adapter") / "checkpoint-1"
-        model.save_pretrained(found[name])
+        model.save_pretrained(found[name], save_embedding_layers=False)
     return found
 
 
@@ -74,7 +78,7 @@ def engine_of(folder: Path, adapter: Path | None = None, **more: Any) -> Transfo
     return TransformersEngine(model, AutoTokenizer.from_pretrained(folder), **more)
 
 
-@pytest.mark.parametrize("default", [None, "first", "dora"])
+@pytest.mark.parametrize("default", [None, "first", "dora", "norms", "embeddings"])
 @pytest.mark.parametrize("most", [1, 3, 16])
 def test_adapters_at_once_answer_as_each_alone(
     tiny_qwen2: Path,
@@ -126,6 +130,28 @@ def test_adapters_come_and_go_while_requests_run(
         time.sleep(0.01)
 
 
+def test_nothing_is_left_of_an_adapter_whose_reader_leaves_while_it_is_unloaded(
+    tiny_qwen2: Path, folders: dict[str, Path]
+) -> None:
+    prompt = list(range(5, 45))
+    ((_, wanted),) = engine_of(tiny_qwen2, folders["v1.2 second"]).generate([Request(prompt, GREEDY)])
+    engine = engine_of(tiny_qwen2)
+    engine.load_adapter("a", folders["first"])
+    user = engine.stream(Request(prompt, Sampling(600, 1.5, seed=1), adapter="a"))
+    reading = iter(user)
+    next(reading)
+
+    def leave(*_: Any) -> None:
+        if engine._scheduler._jobs:  # the unload waits
+            user.close()
+
+    with engine._model.register_forward_pre_hook(leave):
+        engine.unload_adapter("a")
+    engine.load_adapter("a", folders["v1.2 second"])
+    ((_, answer),) = engine.generate([Request(prompt, GREEDY, adapter="a")])
+    assert answer.token_ids == wanted.token_ids
+
+
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
     tiny_qwen2: Path, folders: dict[str, Path], prompts: list[list[int]], alone: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -141,3 +167,21 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         engine.unload_adapter("default")
     ((_, answer),) = engine.generate([Request(prompts[0], GREEDY, adapter=BASE)])
     assert answer.token_ids == alone[BASE][0]
+
+
+@pytest.mark.parametrize("kind", [{"bias": "all"}, {"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+def test_what_changes_the_base_is_served_by_itself(
+    tiny_qwen2: Path, folders: dict[str, Path], prompts: list[list[int]], kind: dict[str, Any], tmp_path: Path
+) -> None:
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **kind)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_qwen2), config).save_pretrained(tmp_path)
+    engine = engine_of(tiny_qwen2)
+    with pytest.raises(AdapterError, match="would change the base"):
+        engine.load_adapter("a", tmp_path)
+    assert engine.adapters == ()
+    engine = engine_of(tiny_qwen2, tmp_path)
+    list(engine.generate([Request(prompts[0], GREEDY)]))
+    with pytest.raises(UsageError, match="changed the base"):
+        engine.stream(Request(prompts[0], GREEDY, adapter=BASE))
+    with pytest.raises(AdapterError, match="changes the base"):
+        engine.load_adapter("a", folders["first"])

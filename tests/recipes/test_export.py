@@ -13,8 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from swiftune.config import EvalArguments
 from swiftune.models.load import load_model
 from swiftune.recipes import export_checks
+from swiftune.recipes.evaluate.candidates import candidates_of
 from swiftune.tuners import load_adapter
 from tests import tiny
 from tests.recipes.chats import chats, run_of, sft, swift, write_jsonl
@@ -229,6 +231,16 @@ def test_tokens_that_were_added_for_the_adapter(tiny_qwen2: Path, tmp_path: Path
     assert int(ids.max()) >= 608
     torch.testing.assert_close(whole(ids).logits, wrapped(ids).logits, rtol=1e-4, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "adapter-merged")("neologism7")["input_ids"] == [ids[0, 0]]
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "neologism7 neologism29", "response": "x"}])
+    written = []
+    for words in (["--adapters", adapter, "--model", tiny_qwen2], ["--model", tmp_path / "adapter-merged"]):
+        path = tmp_path / f"{len(written)}.jsonl"
+        flags = ["--val_dataset", rows, "--result_path", path, "--temperature", "0", "--max_new_tokens", "20"]
+        assert swift("infer", *words, *flags) == 0
+        written.append(json.loads(path.read_text())["response"])
+    assert written[0] == written[1]
+    args = EvalArguments(adapters=[str(adapter)], model=str(tiny_qwen2), eval_dataset=["gsm8k"])
+    assert candidates_of(args)[0].opened.tokenizer("neologism7")["input_ids"] == [ids[0, 0]]
 
 
 def test_a_fully_tuned_checkpoint_and_a_plain_model(tiny_llama: Path, data: Path, tmp_path: Path) -> None:
@@ -364,3 +376,17 @@ def test_weights_of_a_half_precision_model_stay_so(tmp_path: Path, data: Path) -
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert record(tmp_path / "out")["compared_in"] == "float32"  # float16 crawls on a CPU
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_adapter_that_is_not_finite_is_not_exported(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: float
+) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = value
+    save_file(weights, broken / "adapter_model.safetensors")
+    (broken / "complete.json").unlink(missing_ok=True)
+    assert swift("merge-lora", "--adapters", broken) == 2
+    assert "The adapter cannot be merged" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]

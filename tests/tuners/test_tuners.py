@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from swiftune.config import SftArguments
 from swiftune.errors import AdapterError, UsageError
 from swiftune.models.load import load_model
-from swiftune.tuners import attach_lora, choose_parameters, load_adapter, load_weighted_sum
+from swiftune.tuners import attach_lora, choose_parameters, load_adapter, load_weighted_sum, merge
 from tests import tiny
 
 
@@ -170,6 +173,33 @@ def test_a_weighted_sum_is_the_sum_of_the_updates_whatever_their_ranks_and_layer
     ids = torch.arange(20)[None]
     mixed = load_weighted_sum(model(tiny_qwen2), [a, b], [0.7, 0.3])
     torch.testing.assert_close(mixed(ids).logits, expected(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "one layer": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0]},
+    "all but one": {"target_modules": "all-linear", "exclude_modules": ["v_proj"], "use_rslora": True},
+    "by a pattern": {"target_modules": r".*\.(k|v)_proj", "r": 3, "rank_pattern": {"k_proj": 5}},
+}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(SETTINGS)))
+def test_a_weighted_sum_has_all_layers_in_any_order(tiny_qwen2: Path, tmp_path: Path, order: tuple[str, ...]) -> None:
+    weights = dict(zip(SETTINGS, (0.7, -0.4, 1.3), strict=True))
+    expected = {name: p.detach().clone() for name, p in model(tiny_qwen2).named_parameters()}
+    for seed, (name, more) in enumerate(SETTINGS.items()):
+        torch.manual_seed(seed)
+        config = LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **more)
+        tuned = get_peft_model(model(tiny_qwen2), config)
+        for key, layer in tuned.base_model.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+                rank, alpha = layer.r["default"], config.lora_alpha
+                scale = alpha / (rank**0.5 if config.use_rslora else rank)
+                expected[f"{key}.weight"] += weights[name] * scale * product.detach()
+        tuned.save_pretrained(tmp_path / name)
+    mixed = load_weighted_sum(model(tiny_qwen2), [tmp_path / n for n in order], [weights[n] for n in order])
+    for name, parameter in merge(mixed).named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_product_of_factors_cannot_be_part_of_a_sum(tiny_qwen2: Path, tmp_path: Path) -> None:

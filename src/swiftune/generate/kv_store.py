@@ -36,22 +36,22 @@ class Shelf:
     def layer(self, number: int, key_TKD: torch.Tensor, value_TKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, made like those given when they are first asked for."""
         if number not in self.layers:
-            shape = self.size, self.capacity
-            # Zeros: what is behind the mask counts nothing, unless it is no number.
-            self.layers[number] = (
-                key_TKD.new_zeros(*shape, *key_TKD.shape[1:]),
-                value_TKD.new_zeros(*shape, *value_TKD.shape[1:]),
-            )
+            self.layers[number] = self._room(key_TKD, self.size), self._room(value_TKD, self.size)
         return self.layers[number]
 
     def resize(self, size: int) -> None:
-        """Makes memory for ``size`` places."""
-        used, before = len(self.held), self.layers
-        self.layers, self.size = {}, size
-        for number, (keys, values) in before.items():
-            new = self.layer(number, keys[0], values[0])
-            for theirs, ours in zip((keys, values), new, strict=True):
+        """Makes memory for ``size`` places. Where there is none, all stays as it is."""
+        used = len(self.held)
+        new: Layers = {}
+        for number, (keys, values) in self.layers.items():
+            new[number] = self._room(keys[0], size), self._room(values[0], size)
+            for theirs, ours in zip((keys, values), new[number], strict=True):
                 ours[:used] = theirs[:used]
+        self.layers, self.size = new, size
+
+    def _room(self, like_TKD: torch.Tensor, size: int) -> torch.Tensor:
+        """Zeros: what is behind the mask counts nothing, unless it is no number."""
+        return like_TKD.new_zeros(size, self.capacity, *like_TKD.shape[1:])
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """All that it holds."""

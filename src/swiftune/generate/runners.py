@@ -109,9 +109,14 @@ class Together:
             there = min(same, other.held.length)
             if there > best:
                 best, layers = there, self.store.take(other.held, there)
-        row.held = self.store.open(len(ids_T) + min(row.limit, 32))
+        place = self.store.open(len(ids_T) + min(row.limit, 32))
         if best >= WORTH:
-            self.store.put(row.held, {n: (keys[:best], values[:best]) for n, (keys, values) in layers.items()})
+            try:
+                self.store.put(place, {n: (keys[:best], values[:best]) for n, (keys, values) in layers.items()})
+            except Exception:
+                self.store.close(place)
+                raise
+        row.held = place
         return True
 
     def end(self, row: Row, *, keep: bool) -> None:

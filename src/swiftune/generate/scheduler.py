@@ -147,7 +147,7 @@ class Scheduler:
             jobs, self._jobs = list(self._jobs), deque()
             rows = [*self._running, *self._waiting]
         for job, unless, done in jobs:
-            if not self._closed and any(unless(row) for row in rows if not row.cancelled):
+            if not self._closed and any(unless(row) for row in rows):
                 self._jobs.append((job, unless, done))
                 continue
             try:

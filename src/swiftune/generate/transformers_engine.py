@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftune.errors import UsageError
-from swiftune.generate.engine import Answer, Piece, Request, Stream
+from swiftune.generate.engine import BASE, Answer, Piece, Request, Stream
 from swiftune.generate.row import Row, Sink, limit_of
 from swiftune.generate.runners import OneByOne, Runner, Together
 from swiftune.generate.sampling import Chooser
@@ -148,11 +148,13 @@ class TransformersEngine:
             return self._lineup.default
         if name and name not in self.adapters:
             raise UsageError(f"There is no adapter {name}.", f"There are: {', '.join(self.adapters) or 'none'}.")
+        if name == BASE and not self._lineup.has_base:
+            raise UsageError("The adapter that the engine was started with has changed the base, which is not there.")
         return name
 
     def _check(self, prompt: list[int], chooser: Chooser) -> None:
         """Raises UsageError for what would fail in the middle of a pass."""
-        size = self._model.get_input_embeddings().num_embeddings
+        size = self._model.get_input_embeddings().weight.shape[0]
         if not prompt:
             raise UsageError("A prompt needs a token at least.")
         for token in (*prompt, *(token for token, _ in chooser.logit_bias)):

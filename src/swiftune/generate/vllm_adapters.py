@@ -8,12 +8,10 @@ from pathlib import Path
 
 from swiftune.errors import AdapterError
 from swiftune.tuners.adapter import WEIGHTS, read_config
-from swiftune.tuners.adapter_files import largest_rank, more_than_lora
+from swiftune.tuners.adapter_files import changes_base, largest_rank, more_than_lora
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` takes in vLLM 0.32."""
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-"""Ways of starting LoRA that change the model's own weights when PEFT loads the adapter; vLLM does not."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,7 @@ def check_adapter(path: Path, model: Path, *, trust_remote_code: bool = False) -
     """
     config = read_config(path)
     cure = f"Merge it into its model first: swift export --adapters {path} --merge_lora true"
-    more = more_than_lora(config)
-    if more is None and config.get("bias", "none") != "none":
-        more = "LoRA with trained biases"
-    if more is None and str(config.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
-        more = f"LoRA that starts from {config['init_lora_weights']}"
-    if more is not None:
+    if more := more_than_lora(config) or changes_base(config):
         raise AdapterError(f"vLLM cannot take the adapter in {path}: it is {more}.", cure)
     rank = largest_rank(path)
     if rank > RANKS[-1]:

@@ -13,7 +13,7 @@ from swiftune.errors import AdapterError, Interrupted
 from swiftune.recipes.checkpoint_args import filled_from, find_adapter, named, resolve, with_base
 from swiftune.recipes.engines import open_engine
 from swiftune.recipes.infer import sampling_of
-from swiftune.recipes.opening import model_name, open_tokenizer
+from swiftune.recipes.opening import adds_tokens, model_name, open_tokenizer
 from swiftune.runtime import garbage, stop
 from swiftune.runtime.console import say
 
@@ -98,9 +98,11 @@ class _Serving:
         self._given = args.model_copy(update={"model": resolved.args.model})
         self._base = resolved.args.model_copy(update=given)
         main = resolved.args if lead else self._base
-        self._opened = open_tokenizer(main)
-        self._base_name = model_name(resolved.args)
         adapters = resolved.adapters if lead else []
+        self._opened = open_tokenizer(main, adapters=adapters)
+        base = open_tokenizer(main).tokenizer if adapters else self._opened.tokenizer
+        self._brings_tokens = any(adds_tokens(folder, base) for folder in adapters)
+        self._base_name = model_name(resolved.args)
         models = [*self._started_with(args, adapters), *self._named(folders)]
         later = args.max_adapters if args.adapter_dirs else 0
         self.service = Service(
@@ -125,6 +127,8 @@ class _Serving:
 
     def open_adapter(self, name: str, folder: Path, recorded: dict[str, Any]) -> Model:
         """The model of an adapter that a client loads; of its args.json only texts and switches are taken."""
+        self._check_beside(folder)
+        with_base(self._base, folder)
         if recorded.get("template") not in (None, self._base.template):
             raise AdapterError(f"It was trained with another chat template than this server's, {self._base.template}.")
         own = {key: recorded.get(key) for key in ("system", "enable_thinking")}
@@ -135,14 +139,17 @@ class _Serving:
     def _started_with(self, args: DeployArguments, adapters: list[Path]) -> list[Model]:
         from swiftune.generate.engine import BASE
         from swiftune.serve import Model
+        from swiftune.tuners.adapter import read_config
+        from swiftune.tuners.adapter_files import changes_base
 
         if not adapters:
             name = args.served_model_name or self._base_name
             return [Model(name, None, self._opened.renderer, str(self._opened.folder))]
         name = args.served_model_name or "+".join(folder.name for folder in adapters)
-        shown = " + ".join(map(str, adapters))
-        base = self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")
-        return [Model(name, None, self._opened.renderer, shown, self._base_name), base]
+        lead = Model(name, None, self._opened.renderer, " + ".join(map(str, adapters)), self._base_name)
+        if self._brings_tokens or any(changes_base(read_config(folder)) for folder in adapters):
+            return [lead]
+        return [lead, self._model(self._base_name, BASE, self._base.system, self._base.enable_thinking, "")]
 
     def _named(self, folders: dict[str, Path]) -> list[Model]:
         models = []
@@ -154,8 +161,19 @@ class _Serving:
                     f"with {self._base.template}.",
                     "Serve it by itself, or give one --template for all.",
                 )
+            self._check_beside(folder)
             models.append(self._model(name, name, own.system, own.enable_thinking, str(folder)))
         return models
+
+    def _check_beside(self, folder: Path) -> None:
+        """Prompts of all models that are served together become the same tokens."""
+        if self._brings_tokens:
+            raise AdapterError("The adapter that the server was started with brings tokens; none can be beside it.")
+        if adds_tokens(folder, self._opened.tokenizer):
+            raise AdapterError(
+                f"The adapter in {folder} brings tokens of its own, and cannot be served beside others.",
+                f"Serve it by itself: swift deploy --adapters {folder}",
+            )
 
     def _model(self, name: str, adapter: str, system: str | None, thinking: bool | None, folder: str) -> Model:
         from swiftune.serve import Model

@@ -38,7 +38,7 @@ def infer(args: InferArguments, talk: Talk) -> None:
     """
     resolved = resolve(args)
     args = resolved.args
-    opened = open_tokenizer(args)
+    opened = open_tokenizer(args, adapters=resolved.adapters)
     engine = open_engine(args, opened, resolved.adapters)
     garbage.look_as_usual()
     with closing(engine):

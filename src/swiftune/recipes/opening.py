@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftune import hub
 from swiftune.config import SourceArguments
+from swiftune.errors import AdapterError
 from swiftune.hub.builtin import MODEL
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def open_tokenizer(
     renderer = Renderer(tokenizer, system=chat.system, template_kwargs=thinking, loss_scale=loss_scale, raw=raw)
     config = folder / "config.json"
     return Opened(folder, json.loads(config.read_text("utf-8")) if config.exists() else {}, tokenizer, renderer)
+
+
+def adds_tokens(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether an adapter brings a tokenizer with tokens that this one lacks.
+
+    Raises:
+        AdapterError: its tokenizer cannot be read.
+    """
+    file = adapter / "tokenizer.json"
+    if not file.exists():
+        return False
+    known = tokenizer.get_vocab()
+    try:
+        added = {token["content"]: token["id"] for token in json.loads(file.read_text("utf-8"))["added_tokens"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise AdapterError(f"{file} cannot be read: {error}.", "Take another checkpoint.") from error
+    return any(known.get(token) != number for token, number in added.items())
 
 
 def model_name(args: SourceArguments) -> str:

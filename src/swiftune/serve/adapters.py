@@ -34,7 +34,7 @@ def allowed_folder(path: str, allowed: Sequence[Path], max_rank: int) -> tuple[P
     folder = _inside([root / path for root in roots] if "\0" not in path else [], roots)
     if folder is None or not folder.is_dir():
         raise ApiError(403, "lora_path is no folder below one of this server's --adapter_dirs.", param="lora_path")
-    for name in (CONFIG, WEIGHTS):  # a link to somewhere else is no part of the folder
+    for name in (CONFIG, WEIGHTS, "tokenizer.json"):  # a link to somewhere else is no part of the folder
         if (folder / name).exists() and _inside([folder / name], roots) is None:
             raise ApiError(403, f"{name} is a link that leads out of --adapter_dirs.", param="lora_path")
     if (folder / CONFIG).exists() and (folder / CONFIG).stat().st_size > _LARGEST_CONFIG:

@@ -69,6 +69,8 @@ class ChatMessage(_Strict):
                 {**({"id": call.id} if call.id else {}), "type": "function", "function": _function(call.function)}
                 for call in self.tool_calls
             ]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
         if self.name:
             message["name"] = self.name
         if self.reasoning_content:

@@ -19,7 +19,7 @@ _CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 
 
 class CallReader:
-    """Takes an answer in pieces, gives its text before the first call, and at the end the calls.
+    """Takes an answer in pieces, gives its text before the first call; at the end the calls, and the text beside them.
 
     Args:
         wanted: whether the request offers tools, and the template writes calls in this form.
@@ -46,7 +46,10 @@ class CallReader:
         kept, self._kept = self._kept, ""
         calls = [_call(written) for written in _CALL.findall(kept)]
         found = [call for call in calls if call is not None]
-        return ("", found) if found and len(found) == len(calls) else (kept, [])
+        if not found or len(found) < len(calls):
+            return kept, []
+        rest = _CALL.sub("", kept)
+        return rest if rest.strip() else "", found
 
 
 def _call(written: str) -> dict[str, Any] | None:

@@ -117,7 +117,6 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
         name = f"adapter_{len(names) + 1}"
         add_adapter(wrapped, path, name)
         names.append(name)
-    wrapped.add_weighted_adapter(names, list(weights), SUM, combination_type="cat")
     with torch.no_grad():
         _lay_side_by_side(wrapped, names, weights)
     wrapped.set_adapter(SUM)
@@ -125,21 +124,20 @@ def load_weighted_sum(model: PreTrainedModel, paths: Sequence[Path], weights: Se
 
 
 def _lay_side_by_side(wrapped: PeftModel, parts: Sequence[str], weights: Sequence[float]) -> None:
-    """Fills the factors of the sum, in float32, so that their product is the whole of it.
+    """Makes the sum, in all layers that are in one of its parts, and fills its factors in float32.
 
-    PEFT's own are in the base's dtype, and scaled and placed by the settings of the first adapter.
+    PEFT's own ``add_weighted_adapter`` has them in the base's dtype, and placed by the settings of the first adapter.
     """
+    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    wrapped.peft_config[SUM].use_rslora = False
-    for name, layer in wrapped.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
+    tuner: Any = wrapped.base_model
+    layers = {name: layer for name, layer in tuner.model.named_modules() if isinstance(layer, LoraLayer)}
+    rank = max(sum(layer.r.values()) for layer in layers.values())
+    wrapped.peft_config[SUM] = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), inference_mode=True)
+    tuner.inject_adapter(tuner.model, SUM)
+    for layer in layers.values():
         own = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part in layer.scaling]
-        if own and SUM not in layer.scaling:
-            raise AdapterError(f"The adapters cannot be summed: the first one leaves out {name} by its settings.")
-        if not own:
-            continue
         first, second = _factors(layer, SUM)
         pairs = [(*_factors(layer, part), weight * layer.scaling[part]) for part, weight in own]
         for whole, filled in (
@@ -148,7 +146,6 @@ def _lay_side_by_side(wrapped: PeftModel, parts: Sequence[str], weights: Sequenc
         ):
             whole.data = torch.zeros_like(whole, dtype=torch.float32)
             whole.data[: filled.shape[0], : filled.shape[1]] = filled
-        layer.scaling[SUM], layer.use_rslora[SUM] = 1.0, False
 
 
 def _factors(layer: Any, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:

@@ -16,6 +16,8 @@ from swiftune.tuners.adapter import CONFIG, WEIGHTS, read_config
 if TYPE_CHECKING:
     import torch
 
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways of starting LoRA by which PEFT changes the base's weights when it loads the adapter."""
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -55,6 +57,14 @@ def more_than_lora(config: dict[str, Any]) -> str | None:
     return next(
         (name for name in ("modules_to_save", "trainable_token_indices", "lora_bias") if config.get(name)), None
     )
+
+
+def changes_base(config: dict[str, Any]) -> str | None:
+    """What of an adapter changes weights of its base for good when PEFT loads it, if anything does."""
+    if config.get("bias", "none") != "none":
+        return "LoRA with trained biases"
+    start = str(config.get("init_lora_weights"))
+    return f"LoRA that starts from {start}" if start.lower().startswith(_CHANGES_BASE) else None
 
 
 def write_weighted_sum(paths: Sequence[Path], weights: Sequence[float], target: Path) -> Path:

@@ -18,7 +18,8 @@ import torch
 from torch.nn.functional import linear
 
 from swiftune.errors import AdapterError
-from swiftune.tuners.adapter import add_adapter
+from swiftune.tuners.adapter import add_adapter, read_config
+from swiftune.tuners.adapter_files import changes_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,6 +43,9 @@ class Lineup:
         self._inside: dict[str, str] = {name: name for name in model.peft_config} if is_peft else {}
         """PEFT's name of each adapter: a name of a module, which may not hold a dot."""
         self.default: str = model.active_adapters[0] if is_peft else NONE
+        configs = model.peft_config.values() if is_peft else ()
+        self.has_base = not any(changes_base(config.to_dict()) for config in configs)
+        """Whether the base is what it was before it got its adapters."""
         self._active = self.default
         self._loaded = 0
         self._layers = _plain_layers(self.base)
@@ -57,10 +61,17 @@ class Lineup:
         """Loads an adapter beside the others.
 
         Raises:
-            AdapterError: it is none, or does not fit the model; or the name is taken.
+            AdapterError: it is none, does not fit the model, or changes the base; or the name is taken.
         """
         if name in self._inside or name == NONE:
             raise AdapterError(f"There is an adapter {name} already." if name else "An adapter needs a name.")
+        if not self.has_base:
+            raise AdapterError("The adapter that the engine was started with changes the base; none can be beside it.")
+        if what := changes_base(read_config(path)):
+            raise AdapterError(
+                f"The adapter in {path} is {what}: it would change the base for all.",
+                f"Serve it by itself, or merge it: swift export --adapters {path} --merge_lora true",
+            )
         self._loaded += 1
         inside = f"loaded_{self._loaded}"
         wrapped = add_adapter(self._peft or self.base, path, inside)
@@ -107,24 +118,31 @@ class Lineup:
         if self._peft is None:
             yield
         elif all(self._mixable[name] for name in names):
-            self._segments = _segments(tokens)
-            before = [layer.module.__dict__.get("forward") for layer in self._layers]
-            try:
-                for layer in self._layers:
-                    layer.module.forward = layer.forward_for(self._segments, self._inside)
-                yield
-            finally:
-                for layer, own in zip(self._layers, before, strict=True):
-                    del layer.module.forward
-                    if own is not None:
-                        layer.module.forward = own
+            with self._switched(self._active if self._mixable[self._active] else NONE):
+                self._segments = _segments(tokens)
+                before = [layer.module.__dict__.get("forward") for layer in self._layers]
+                try:
+                    for layer in self._layers:
+                        layer.module.forward = layer.forward_for(self._segments, self._inside)
+                    yield
+                finally:
+                    for layer, own in zip(self._layers, before, strict=True):
+                        del layer.module.forward
+                        if own is not None:
+                            layer.module.forward = own
         else:
-            active = self._active
-            self._switch(*names)
-            try:
+            with self._switched(*names):
                 yield
-            finally:
-                self._switch(active)
+
+    @contextmanager
+    def _switched(self, name: str) -> Iterator[None]:
+        """A context in which PEFT uses another adapter."""
+        active = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(active)
 
     def _switch(self, name: str) -> None:
         """Makes PEFT use one adapter in all layers."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from swiftune.errors import AdapterError
 from swiftune.runtime.console import notice
 
 if TYPE_CHECKING:
@@ -23,15 +24,18 @@ def merge(model: PeftModel) -> PreTrainedModel:
     trained whole replace those of the base. Every weight keeps its dtype.
 
     Raises:
-        ValueError: an update is not finite.
+        AdapterError: an update is not finite.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     _part_ends(model.get_base_model())
     for layer in list(model.modules()):
         if isinstance(layer, BaseTunerLayer):
-            with _in_float32(layer.get_base_layer()):
-                layer.merge(safe_merge=True)
+            try:
+                with _in_float32(layer.get_base_layer()):
+                    layer.merge(safe_merge=True)
+            except ValueError as error:
+                raise AdapterError(f"The adapter cannot be merged: {error}.", "Take another checkpoint.") from error
     merged: PreTrainedModel = model.unload()
     _tie_ends(merged)
     return merged

@@ -43,7 +43,7 @@ class Candidate:
     @cached_property
     def opened(self) -> Opened:
         """Its tokenizer and configuration."""
-        return open_tokenizer(self.resolved.args)
+        return open_tokenizer(self.resolved.args, adapters=self.resolved.adapters)
 
     @cached_property
     def fingerprint(self) -> str:
