@@ -69,3 +69,22 @@ def test_what_was_heard_before_is_heard_again() -> None:
 
 def test_exit_codes_are_those_of_shells() -> None:
     assert (exit_code(KeyboardInterrupt()), exit_code(Terminated())) == (130, 143)
+
+
+@BOTH
+def test_what_may_not_be_interrupted_is_done_first(how: signal.Signals, tmp_path: Path) -> None:
+    """Also where another thread, which does not block signals, is given it."""
+    script = f"""
+import os, threading
+threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+with heeded():
+    try:
+        with unheard():
+            os.kill(os.getpid(), {int(how)})
+            time.sleep(.2)
+            print("done")
+        print("not interrupted")
+    except KeyboardInterrupt as asked:
+        print(exit_code(asked))
+"""
+    assert run(script, tmp_path).stdout.split() == ["done", str(128 + how)]

@@ -45,12 +45,22 @@ def heed() -> None:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Holds signals back for its length, and from the processes that are started within it for good."""
+    """Holds signals back for its length, and from the processes that are started within it for good.
+
+    Blocking them is not enough: a library's thread that does not block them would be given them, and Python's handler
+    is then called in this one.
+    """
+    held: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handlers = {number: signal.signal(number, lambda given, _: held.append(given)) for number in SIGNALS}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for given in held:
+            signal.raise_signal(given)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
