@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from swiftune.errors import AdapterError, EngineEndedError, RunError, UsageError
 from swiftune.generate.engine import Request, Token
 from swiftune.generate.vllm_adapters import check_adapter, lora_words
-from swiftune.generate.vllm_engine import VllmEngine, _tokens
+from swiftune.generate.vllm_engine import VllmEngine, _lines, _tokens
 from swiftune.generate.vllm_server import VllmServer, find_python, install_line
 from swiftune.models.load import load_model
 from tests import tiny
@@ -131,3 +133,19 @@ def test_tokens_of_an_event() -> None:
     assert _tokens(told, None) == [Token(5), Token(6)]
     assert _tokens(told, 0) == [Token(5, -3.0), Token(6, -0.1)]
     assert _tokens(told, 1) == [Token(5, -3.0, ((9, -0.5),)), Token(6, -0.1, ((6, -0.1),))]
+
+
+def test_only_line_feeds_end_a_line_of_the_stream() -> None:
+    text = 'data: {"text": "a\u2028b\x85c\x1cd é"}\r\n\ndata: [DONE]\n'
+
+    async def lines(size: int) -> list[str]:
+        raw = text.encode()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(raw), size):
+                yield raw[start : start + size]
+
+        return [line async for line in _lines(chunks())]
+
+    for size in (1, 5, 1000):
+        assert asyncio.run(lines(size)) == ['data: {"text": "a\u2028b\x85c\x1cd é"}', "", "data: [DONE]"]

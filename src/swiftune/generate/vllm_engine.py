@@ -268,7 +268,7 @@ class VllmEngine:
         async with self._connected(), self._http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 raise _refusal(await response.aread())
-            async for line in response.aiter_lines():
+            async for line in _lines(response.aiter_bytes()):
                 kind, _, data = line.partition(": ")
                 if kind != "data" or data == "[DONE]":
                     continue
@@ -295,6 +295,15 @@ class VllmEngine:
         except httpx2.TransportError as error:
             last = self.server.last_words()
             raise EngineEndedError("vLLM has ended.", f"The last lines of its log:\n{last}") from error
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines that a line feed ends. Text may hold other ends of lines (U+2028, U+0085), at which httpx would cut."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode().rstrip("\r")
 
 
 def _body(row: Row, request: Request) -> dict[str, Any]:
