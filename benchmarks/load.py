@@ -34,7 +34,7 @@ from swiftune.generate.transformers_engine import PREFIX_BYTES
 
 MARGIN = 64
 """MiB that a server may grow by in the second half beside what its cache of prefixes takes: more requests at once than
-ever before, and what the allocator keeps of it. In four minutes with the built-in model it was 20 MiB in all."""
+ever before, and what the allocator keeps of it."""
 QUESTIONS = (
     "Give three tips for staying healthy.",
     "What is the capital of France, and what is it known for?",

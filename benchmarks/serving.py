@@ -86,9 +86,10 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], tokens:
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     attention = model.config._attn_implementation
     began = time.perf_counter()
-    done = model.generate_batch(
-        prompts, config, ContinuousBatchingConfig(max_memory_percent=0.1), record_timestamps=True
-    )
+    memory = ContinuousBatchingConfig(
+        max_memory_percent=0.1
+    )  # it fills what it takes with zeros: by default, nearly all
+    done = model.generate_batch(prompts, config, memory, record_timestamps=True)
     model.set_attn_implementation(attention)
     return [[at - began for at in output.timestamps] for output in done.values()]
 

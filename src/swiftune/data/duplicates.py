@@ -37,8 +37,9 @@ _SEED = 42
 _LIKELY = 0.65
 """Estimated similarity below which a pair is not compared: four standard deviations under ``ALIKE``."""
 _BATCH = 64
-"""Rows at the most whose signatures are computed at a time, ``_CHARACTERS`` of them at the most but for the last."""
+"""Rows at the most whose signatures are computed at a time."""
 _CHARACTERS = 2**20
+"""Characters from which on no further row is added to those."""
 _COMPARED = 64
 """Rows whose runs of words are kept for further comparisons."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+")
@@ -138,7 +139,7 @@ def shingles(sample: Sample) -> set[str]:
 
 
 def _hashed(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """``shingles`` as sorted hashes of 64 bits: a twentieth of the memory."""
+    """``shingles`` as sorted hashes: 8 bytes each."""
     return np.unique(np.fromiter(map(hash, shingles(sample)), np.int64))
 
 

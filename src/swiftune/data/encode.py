@@ -26,7 +26,7 @@ _KEPT = 16 << 20
 _ENTRY = 256
 """Bytes of a piece beside its characters and ids: the array, and its place in the dictionary."""
 _AT_ONCE = 1 << 20
-"""Characters that the tokenizer is given at a time, or one longer text: meanwhile it takes a hundred bytes a token."""
+"""Characters that the tokenizer is given at a time, or one longer text: what it holds meanwhile is much more."""
 _PROBES = ("Two words ", "Hello", " \n one,  two\n\n", "\n3.14  ", "你好 é", "'s", "_x")
 
 

@@ -46,7 +46,7 @@ NOTHING = "nothing to learn: no supervised token"
 _BATCH = 512
 """Samples that are rendered and encoded at once; fewer where they are long."""
 _CHARACTERS = 1 << 20
-"""Of such a batch, about. Its rows take some 30 bytes for each, and three batches are under way."""
+"""Of such a batch, about. Its rows take many times as much memory, and three batches are under way."""
 _LOOKED_AT = 16
 """Samples by which their length is judged."""
 _READ = 64
