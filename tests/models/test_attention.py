@@ -64,6 +64,34 @@ def test_loss_and_gradient_equal_eager_attention_row_by_row(family: str) -> None
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("lengths", [(1024, 1100), (1024, 70)])
+def test_long_sequences_are_the_same_with_matrix_units_and_without(
+    monkeypatch: pytest.MonkeyPatch, units: bool, lengths: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(attention, "has_matrix_units", lambda *_: units)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
+    out, _ = attention.packed_attention(
+        torch.nn.Module(), q, k, v, None, cu_seqlens=[0, lengths[0], sum(lengths)], scaling=0.3
+    )
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    parts = zip(*(x.split(lengths, dim=2) for x in wide), strict=True)
+    expected = torch.cat([_plain(*part, 0.3) for part in parts], dim=2).transpose(1, 2)
+    seed = torch.randn_like(out)
+    out.backward(seed)
+    expected.backward(seed.double())
+    pairs: Any = zip((out, q.grad, k.grad, v.grad), (expected, *(x.grad for x in wide)), strict=True)
+    for got, right in pairs:
+        assert (got - right).norm() < 0.01 * right.norm()
+
+
+def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = scale * q @ k.transpose(-1, -2)
+    return (scores + torch.full(scores.shape[-2:], float("-inf")).triu(1)).softmax(-1) @ v
+
+
 @pytest.mark.parametrize("window", [None, 5])
 def test_on_a_gpu_pytorchs_varlen_attention_is_given_what_it_asks_for(
     monkeypatch: pytest.MonkeyPatch, window: int | None

@@ -56,9 +56,11 @@ def split(model: PreTrainedModel) -> tuple[torch.nn.Module, Head]:
     model.eval()
     half = model.dtype in (torch.float16, torch.bfloat16)
     with torch.no_grad(), torch.autocast(model.device.type, model.dtype if half else torch.bfloat16, enabled=half):
-        probe_1T = torch.arange(4, device=model.device)[None]
-        whole = model(input_ids=probe_1T, use_cache=False).logits
-        parts = head(body(input_ids=probe_1T, use_cache=False).last_hidden_state)
+        states: list[torch.Tensor] = []
+        hook = body.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+        whole = model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False).logits
+        hook.remove()
+        parts = head(*states)
     model.train(was_training)
     if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-2):
         raise ModelError(

@@ -36,6 +36,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def has_matrix_units(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies tiles of ``dtype`` in units of their own (Intel's AMX)."""
+    import torch
+
+    return device.type == "cpu" and dtype == torch.bfloat16 and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def choose_dtype(asked: str | None, own: str | None, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype to compute in, and a line to say where it is not the one asked for.
 

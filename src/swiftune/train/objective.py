@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+BEGINNING, ENDS = [3, 4, 5], ([6, 7], [8, 9, 10])
+"""Tokens of two rows that begin alike: what a model is tried out with."""
+
+
 class Sums(NamedTuple):
     """Sums over the supervised tokens of a micro-batch, 0-dimensional tensors."""
 
@@ -56,8 +60,8 @@ class SupervisedObjective(torch.nn.Module):
         self.body, self.head = head.split(self.causal_lm)
         attention.register()
         self.causal_lm.set_attn_implementation(attention.PACKED)
-        self._check_packing()
-        self.shares = not self.flash and not neftune_alpha and self._can_share()
+        alone = self._check_packing()
+        self.shares = not self.flash and not neftune_alpha and self._can_share(alone)
         """Whether rows that begin alike may share that beginning: the noise of NEFTune is drawn for each row."""
         if self.flash:
             self.causal_lm.set_attn_implementation(self._own_attention)
@@ -65,27 +69,33 @@ class SupervisedObjective(torch.nn.Module):
             speed_up_norms(self.causal_lm)
             spare_gates(self.causal_lm)
 
-    def _check_packing(self) -> None:
-        """Raises ModelError where rows packed together are not what they are alone: some models carry a state."""
-        rows = [3, 4, 5, 6, 7], [8, 9, 10, 11]
+    def _check_packing(self) -> list[torch.Tensor]:
+        """The hidden states of two rows, each computed alone.
+
+        Raises:
+            ModelError: they are others where the rows are packed together, as some models carry a state.
+        """
+        first, second = ([*BEGINNING, *end] for end in ENDS)
         try:
             with self._trying():
-                alone = [self._hidden(row, [0, len(row)]) for row in rows]
-                together = self._hidden([*rows[0], *rows[1]], [0, 5, 9])
+                alone = [self._hidden(row, [0, len(row)]) for row in (first, second)]
+                together_TD = self._hidden([*first, *second], [0, len(first), len(first) + len(second)])
         except (ValueError, TypeError, NotImplementedError, RuntimeError, ImportError) as error:
             raise self._unpackable(str(error)) from error
-        if not _alike(torch.cat(alone), together):
+        if not _alike(torch.cat(alone), together_TD):
             raise self._unpackable("a row sees what stands before it")
+        return alone
 
-    def _can_share(self) -> bool:
+    def _can_share(self, alone: list[torch.Tensor]) -> bool:
         """Whether a row is the same whether its beginning stands before it or before all rows of the micro-batch."""
+        shared = len(BEGINNING)
+        tokens = [*BEGINNING, *ENDS[0], *ENDS[1]]
         try:
             with self._trying():
-                alone = [self._hidden([3, 4, 5, *row], [0, 3 + len(row)]) for row in ([6, 7], [8, 9, 10])]
-                together = self._hidden([3, 4, 5, 6, 7, 8, 9, 10], [0, 3, 5, 8], shared=3)
+                together_TD = self._hidden(tokens, [0, shared, shared + len(ENDS[0]), len(tokens)], shared)
         except NotImplementedError:
             return False
-        return _alike(torch.cat([alone[0], alone[1][3:]]), together)
+        return _alike(torch.cat([alone[0], alone[1][shared:]]), together_TD)
 
     @contextmanager
     def _trying(self) -> Iterator[None]:
