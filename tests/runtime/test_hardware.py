@@ -76,3 +76,22 @@ print(together - alone, released - alone, threads() - alone)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "0", "3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_freed_memory_is_kept_until_there_is_too_much_of_it() -> None:
+    code = """
+from swiftune.runtime import hardware
+hardware.keep_freed_memory()
+blocks = [bytearray(100_000) for _ in range(1000)]
+full = hardware.resident_memory()
+del blocks[::2]
+hardware.give_back_freed_memory(above=full)
+kept = hardware.resident_memory()
+hardware.give_back_freed_memory(above=full // 2)
+print(full - kept, full - hardware.resident_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, given = map(int, done.stdout.split())
+    assert kept < 5_000_000
+    assert given > 40_000_000

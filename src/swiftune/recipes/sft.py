@@ -143,7 +143,7 @@ def _trainer(
     from swiftune.models import kernels
     from swiftune.recipes import run_record
     from swiftune.recipes.evaluation import Evaluator
-    from swiftune.train import disk, optim
+    from swiftune.train import disk, memory, optim
     from swiftune.train.checkpoint import TrainerState
     from swiftune.train.lanes import Lanes
     from swiftune.train.loop import Trainer
@@ -155,6 +155,7 @@ def _trainer(
     model = _model(args, opened, accelerator.device, dtype, resume_from)
     objective = SupervisedObjective(model, neftune_alpha=args.neftune_noise_alpha)
     plan = _plan_memory(args, objective, data, accelerator, dtype)
+    needed = hardware.resident_memory() + plan.activations + memory.training_bytes(model, args.optim, 1)
     layout = Layout(plan.budget, accelerator.num_processes, pair_work(model.config), plan.lanes, share=objective.shares)
     lanes = Lanes(plan.lanes)
     if accelerator.is_main_process:
@@ -188,6 +189,7 @@ def _trainer(
         dtype=dtype,
         run=run,
         state=place,
+        memory=needed,
         evaluate=Evaluator(args, opened, data, objective, prepared, layout, lanes, accelerator, run, tasks)
         if data.val or tasks
         else None,

@@ -103,8 +103,27 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-8, 3)  # M_ARENA_MAX: one heap for each lane, or they wait for each other, and one for the rest
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: trim the heap when asked to only
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the heap serves all but the largest blocks (this is glibc's limit)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def give_back_freed_memory(above: int) -> None:
+    """Gives freed memory back to the system where more than ``above`` bytes are resident (glibc).
+
+    Blocks of ever other sizes leave holes between them that no later one fits into: what is kept grows with every step.
+    """
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None and resident_memory() > above:
+        trim(0)
 
 
 def release_team() -> None:

@@ -59,6 +59,7 @@ class Trainer:
         evaluate: the metrics (``eval_loss``, ...) of the moment; ``None`` without validation rows.
         run: the run's folder, ``args.json`` in it.
         state: what the run is made of; where it is.
+        memory: bytes that the run needs, as it was planned; what is kept beyond them is given back after a step.
         resume_from: a whole checkpoint, or ``None``.
     """
 
@@ -78,6 +79,7 @@ class Trainer:
         dtype: torch.dtype,
         run: Path,
         state: TrainerState,
+        memory: int,
         evaluate: Evaluate | None = None,
         resume_from: Path | None = None,
     ) -> None:
@@ -85,7 +87,7 @@ class Trainer:
         self.optimizer, self.schedule, self.accelerator = optimizer, schedule, accelerator
         self.tokenizer, self.layout, self.lanes, self.dtype, self.run = tokenizer, layout, lanes, dtype, run
         self.evaluate, self.resume_from = evaluate, resume_from
-        self.state, self.saved_step = state, 0
+        self.state, self.memory, self.saved_step = state, memory, 0
         main = accelerator.is_main_process
         self.saver = Saver(run, tokenizer, args.save_total_limit)
         self.window = Window(accelerator.device)
@@ -161,6 +163,7 @@ class Trainer:
         grad_norm = acc.clip_grad_norm_(self.objective.parameters(), limit)
         applied = self._apply(sums[0], grad_norm)
         self.optimizer.zero_grad()
+        hardware.give_back_freed_memory(above=self.memory)
         self.state.step += 1
         self.state.rows += len(rows)
         self.state.tokens += tokens
