@@ -22,7 +22,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 SWIFT = Path(sys.executable).parent / "swift"
 TRAIN = [
-    *("sft", "--dataset", "swift/self-cognition:en", "--num_train_epochs", "8", "--learning_rate", "1e-3"),
+    *("sft", "--dataset", "swift/self-cognition:en", "--num_train_epochs", "10", "--learning_rate", "1e-3"),
     *("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"),
     *("--logging_steps", "10", "--report_to", "none"),
 ]
