@@ -74,6 +74,7 @@ def test_a_quantized_copy_with_its_price(
     done = subprocess.run(line, capture_output=True, text=True, check=False)  # nobody has asked it for bitsandbytes
     assert done.returncode == 0, done.stderr
     assert "kernels" not in done.stderr
+    assert "MatMul8bitLt" not in done.stderr  # said by every layer in every pass
 
 
 def test_training_on_four_bits_learns_and_says_so(qlora: Path) -> None:

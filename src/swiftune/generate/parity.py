@@ -8,7 +8,7 @@ Shapes: A tokens of an answer, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ def _led(model: Any, prompt: Sequence[int], limit: int, choose: Any, stop_ids: S
 
 
 @torch.inference_mode()
-def perplexity(model: PreTrainedModel, rows: Sequence[Row]) -> float:
+def perplexity(model: PreTrainedModel, rows: Iterable[Row]) -> float:
     """``exp`` of the mean loss of the supervised tokens."""
     total, count = 0.0, 0
     for row in rows:

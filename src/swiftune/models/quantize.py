@@ -39,7 +39,9 @@ def check(args: QuantizeArguments, device: str) -> None:
 
 def _bring(method: str) -> None:
     # On a CPU bitsandbytes looks for a package that fetches machine code from a hub, and warns where there is none.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Of a product in 8 bits it warns, layer by layer and pass by pass, that it computes in float16.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     package, extra = NEEDS[method]
     optional.bring(package, f"--quant_method {method}", f"'swiftune[{extra}]'")
 

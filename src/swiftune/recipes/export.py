@@ -138,7 +138,6 @@ def _merge(source: _Source, folder: Path) -> checks.Live:
 
 def _quantize(source: _Source, folder: Path) -> None:
     """Writes the quantized model into ``folder``, by way of the merged one in a folder beside it."""
-    from swiftune.generate.parity import perplexity
     from swiftune.models import quantize
     from swiftune.models.load import load_model
     from swiftune.models.save import save_model, save_tokenizer, weights_size
@@ -148,7 +147,7 @@ def _quantize(source: _Source, folder: Path) -> None:
     with _aside(folder / "merged") as merged:
         live = _merge(source, merged)
         model = checks.reopen(merged, source.opened_in, source.device, trust_remote_code=args.trust_remote_code)
-        before = {"bytes": weights_size(merged), "perplexity": perplexity(model, rows)}
+        before = {"bytes": weights_size(merged), "perplexity": checks.perplexity_of(model, rows)}
         del model
         gc.collect()
         if args.quant_method in ("gptq", "awq"):
