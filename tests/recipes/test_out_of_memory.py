@@ -100,8 +100,8 @@ def test_where_not_even_a_row_fits_the_run_says_what_to_do_and_keeps_what_it_has
     assert [r["global_step/max_steps"] for r in log_of(tmp_path / "rest") if "loss" in r] == ["3/3"]
 
 
-@pytest.mark.parametrize("train_type", ["lora", "full"])
-def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_type: str) -> None:
+@pytest.mark.parametrize(("train_type", "mib"), [("lora", 25), ("full", 40)])
+def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_type: str, mib: int) -> None:
     """Only the second one has too little memory."""
     run = tmp_path / "scarce"
     base |= {"lora_dropout": 0, "train_type": train_type, "optim": "sgd", "gradient_accumulation_steps": 16}
@@ -112,7 +112,7 @@ def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_t
     flags = base | {"output_dir": run}
     with (
         start(flags, 0, RANK=0, LOCAL_RANK=0, **place) as first,
-        start(flags, 40, RANK=1, LOCAL_RANK=1, **place) as second,
+        start(flags, mib, RANK=1, LOCAL_RANK=1, **place) as second,
     ):
         _, err = first.communicate(timeout=120)
         _, other = second.communicate(timeout=120)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from swiftune.errors import OutputError, UsageError
 from swiftune.train.run_folder import LOCK, begun, held, is_alive, refuse_alive
@@ -113,3 +114,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         begun(tmp_path / "file" / "out", add_version=True),
     ):
         pass
+
+
+def test_an_interrupt_just_after_the_lock_is_taken_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = FileLock.acquire
+
+    def interrupted(self: FileLock, **how: float) -> None:
+        acquire(self, **how)
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr(FileLock, "acquire", interrupted)
+    with pytest.raises(KeyboardInterrupt), held(run):
+        pass
+    assert not run.exists()

@@ -66,22 +66,23 @@ def held(run: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(run / LOCK)
-    try:
-        lock.acquire(timeout=_PATIENCE)
-    except Timeout:
-        raise _taken(run) from None
-    except OSError as error:
-        raise OutputError(f"{run} cannot be written: {error.strerror or error}.", "Name another folder.") from error
-    try:
+    try:  # from before it is acquired: an interrupt just after would leave its file
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise _taken(run) from None
+        except OSError as error:
+            raise OutputError(f"{run} cannot be written: {error.strerror or error}.", "Name another folder.") from error
         with suppress(OSError):  # the number only serves a message
             (run / LOCK).write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
     finally:
-        _discard_unused(run)
-        (run / LOCK).unlink(missing_ok=True)
-        lock.release()
-        with suppress(OSError):  # it is not empty
-            run.rmdir()
+        if lock.is_locked:
+            _discard_unused(run)
+            (run / LOCK).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):  # it is not empty
+                run.rmdir()
 
 
 def refuse_alive(run: Path) -> None:
