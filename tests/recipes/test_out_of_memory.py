@@ -100,24 +100,27 @@ def test_where_not_even_a_row_fits_the_run_says_what_to_do_and_keeps_what_it_has
     assert [r["global_step/max_steps"] for r in log_of(tmp_path / "rest") if "loss" in r] == ["3/3"]
 
 
-@pytest.mark.parametrize(("train_type", "mib"), [("lora", 25), ("full", 40)])
-def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_type: str, mib: int) -> None:
-    """Only the second one has too little memory."""
-    run = tmp_path / "scarce"
+@pytest.mark.parametrize("train_type", ["lora", "full"])
+def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_type: str) -> None:
+    """Only the second one has too little memory: how much that is differs from run to run, with what loading left."""
     base |= {"lora_dropout": 0, "train_type": train_type, "optim": "sgd", "gradient_accumulation_steps": 16}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    flags = base | {"output_dir": run}
-    with (
-        start(flags, 0, RANK=0, LOCAL_RANK=0, **place) as first,
-        start(flags, mib, RANK=1, LOCAL_RANK=1, **place) as second,
-    ):
-        _, err = first.communicate(timeout=120)
-        _, other = second.communicate(timeout=120)
-    assert (first.returncode, second.returncode) == (0, 0), err + other
-    assert err.count("warning Memory ran out with ") >= 1
-    budget, step = budgets(run)[0]
-    assert step == "1/3"
+    for mib in (60, 50, 40, 30, 25):
+        run = tmp_path / f"scarce-{mib}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        place = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        flags = base | {"output_dir": run}
+        with (
+            start(flags, 0, RANK=0, LOCAL_RANK=0, **place) as first,
+            start(flags, mib, RANK=1, LOCAL_RANK=1, **place) as second,
+        ):
+            _, err = first.communicate(timeout=120)
+            _, other = second.communicate(timeout=120)
+        assert (first.returncode, second.returncode) == (0, 0), err + other
+        if "warning Memory ran out with " in err:
+            break
+    else:
+        pytest.fail("memory never ran out")
+    budget = budgets(run)[0][0]
     same_as_with(budget, base | {"gradient_accumulation_steps": 32}, run, tmp_path / "plain")
