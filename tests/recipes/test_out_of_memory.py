@@ -118,9 +118,10 @@ def test_two_processes_do_it_again_together(base: Flags, tmp_path: Path, train_t
             _, err = first.communicate(timeout=120)
             _, other = second.communicate(timeout=120)
         assert (first.returncode, second.returncode) == (0, 0), err + other
-        if "warning Memory ran out with " in err:
+        if [step for _, step in budgets(run)][:1] == ["1/3"]:
             break
     else:
-        pytest.fail("memory never ran out")
+        pytest.fail("memory never ran out in the first step")
+    assert "warning Memory ran out with " in err
     budget = budgets(run)[0][0]
     same_as_with(budget, base | {"gradient_accumulation_steps": 32}, run, tmp_path / "plain")

@@ -155,7 +155,7 @@ def report_quantized(
 
 
 def perplexity_of(model: PreTrainedModel, rows: Sequence[Row]) -> float:
-    """The perplexity of ``rows``, with progress: in few bits, a CPU takes seconds for each."""
+    """The perplexity of ``rows``, with progress."""
     from rich.progress import track
 
     from swiftune.generate.parity import perplexity
